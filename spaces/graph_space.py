@@ -1,0 +1,289 @@
+"""`GraphSpace`: layers as random computation graphs, after EvoNorm (arXiv 2004.02967)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from normact.spaces.catalogue import CATALOGUE, read_layer
+from normact.spaces.emit import emit
+from normact.spaces.errors import InputError
+from normact.spaces.graph import MAX_NODES, Arg, LayerGraph, Node
+from normact.spaces.inputs import check_input
+from normact.spaces.layer import ChannelAffine, GraphLayer, LayerOptions
+from normact.spaces.moments import check_layout, unusable
+from normact.spaces.ops import OPS, Op, find_op, register
+from normact.spaces.site import Site, SiteKind
+from normact.spaces.space import Space
+
+MAX_TRIES = 1000
+"""Draws before the space gives up finding a valid graph."""
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a graph may not have; None is no limit.
+
+    Args:
+        barred: names of ops that may not be used.
+        nodes: most live nodes.
+        parameters: most trainable inputs, the affine's two included.
+        relative_cost: most passes over the tensor, relative to `bn_relu`'s (see `Op.passes`).
+    """
+
+    barred: Sequence[str] = ()
+    nodes: int | None = None
+    parameters: int | None = None
+    relative_cost: float | None = None
+
+    def violated(self, graph: LayerGraph) -> str:
+        """Which constraint a graph breaks, with both values; empty for none."""
+        live = graph.canonical
+        if self.nodes is not None and len(live.nodes) > self.nodes:
+            return f"{len(live.nodes)} nodes, at most {self.nodes} allowed"
+        parameters = len(live.trainables) + 2 * live.affine
+        if self.parameters is not None and parameters > self.parameters:
+            return f"{parameters} trainable vectors, at most {self.parameters} allowed"
+        if self.relative_cost is not None and (cost := relative_cost(live)) > self.relative_cost:
+            return f"relative cost {cost:.2f}, at most {self.relative_cost} allowed"
+        for node in live.nodes:
+            if node.op in self.barred:
+                return f"op {node.op} is barred"
+        return ""
+
+
+def relative_cost(graph: LayerGraph) -> float:
+    """Passes over the tensor that a graph needs, relative to `bn_relu`'s: a count, not a measurement."""
+
+    def passes(g: LayerGraph) -> float:
+        return sum(OPS[node.op].passes for node in g.canonical.nodes) + 3.0 * g.affine
+
+    return passes(graph) / passes(CATALOGUE["bn_relu"].graph)
+
+
+class GraphSpace(Space[LayerGraph]):
+    """Graphs of a fixed number of nodes over an op set.
+
+    Sampling draws each node's op uniformly and its arguments uniformly among the inputs and all earlier nodes;
+    the last node is the output (the paper's construction). A draw whose output does not depend on x, or that
+    breaks a constraint, is thrown away and drawn again, up to 1,000 times. So a sample is uniform over draws
+    *given* that they are valid, which favours ops of arity 2 near the output. Mutation is the paper's: one node
+    chosen uniformly gets a new op and new arguments; it is redrawn in the same way.
+
+    Args:
+        ops: names of ops of the table, or `Op` objects of your own (they are registered).
+        nodes: nodes a sampled graph has, dead ones included.
+        inputs: among x, zero, and trainables such as v0, v1 (see `Trainable`); x must be there.
+        options: groups, eps, momentum.
+        post_affine: whether sampled graphs have a trainable per-channel affine behind them.
+        layouts: the layouts served; ops that one of them cannot have are left out, see `notes`.
+        causal: leave out every moment over the sequence or the batch.
+        norm: catalogue name or expression of a fixed norm in front of the graph; empty for none. Then sampled
+            graphs are activations: `act` sites get the graph alone, `norm_act` sites norm and graph.
+        constraints: limits on graphs.
+
+    Raises:
+        InputError: an unknown op, input or layout; no x; counts out of range; or nothing valid was found in
+            1,000 draws.
+    """
+
+    def __init__(
+        self,
+        ops: Sequence[str | Op],
+        nodes: int = 10,
+        inputs: Sequence[str] = ("x", "zero", "v0", "v1"),
+        options: LayerOptions | None = None,
+        post_affine: bool = True,
+        layouts: Sequence[str] = ("NCHW", "NLC"),
+        causal: bool = False,
+        norm: str = "",
+        constraints: Constraints | None = None,
+    ) -> None:
+        if not 1 <= nodes <= MAX_NODES:
+            raise InputError(f"a graph space has 1 to {MAX_NODES} nodes, got nodes={nodes}")
+        if not layouts:
+            raise InputError("a graph space needs at least one layout: NCHW, NLC or NC")
+        self.options = options or LayerOptions()
+        self.nodes = nodes
+        self.inputs = tuple(check_input(name) for name in inputs)
+        if "x" not in self.inputs:
+            raise InputError(f"the inputs {list(self.inputs)} lack x: no layer could see its input; add x")
+        self.post_affine = post_affine
+        self.causal = causal
+        self.constraints = constraints or Constraints()
+        self._layouts = tuple(check_layout(layout) for layout in layouts)
+        self.norm = read_layer(norm) if norm else None
+        for name in self.constraints.barred:
+            find_op(name, " in constraints.barred")
+        self.ops, self._notes = self._usable(ops)
+        self._arity = {name: OPS[name].arity for name in self.ops}
+        self.sample(np.random.default_rng(0))  # an op set from which nothing can be made is said at once
+
+    def _usable(self, ops: Sequence[str | Op]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        usable: list[str] = []
+        notes: list[str] = []
+        for item in ops:
+            op = find_op(item) if isinstance(item, str) else register(item)
+            reasons = [
+                reason
+                for layout in self._layouts
+                if op.moment and (reason := unusable(op.moment.index_set, layout, self.causal))
+            ]
+            if op.name in self.constraints.barred:
+                continue
+            if reasons:
+                notes.extend(reason for reason in reasons if reason not in notes)
+            elif op.name not in usable:
+                usable.append(op.name)
+        if not usable:
+            raise InputError(
+                f"no op is left of {[str(getattr(o, 'name', o)) for o in ops]}: {'; '.join(notes) or 'all are barred'}"
+            )
+        return tuple(usable), tuple(notes)
+
+    @property
+    def site_kinds(self) -> frozenset[str]:
+        return frozenset({"norm_act", "act"}) if self.norm else frozenset({"norm_act"})
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        return self._layouts
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._notes
+
+    def sample(self, rng: np.random.Generator) -> LayerGraph:
+        for _ in range(MAX_TRIES):
+            nodes: list[Node] = []
+            for position in range(self.nodes):
+                nodes.append(self._draw(position, rng))
+            graph = LayerGraph(tuple(nodes), self.post_affine)
+            if not self.invalid(graph):
+                return graph
+        raise InputError(
+            f"no valid layer in {MAX_TRIES} draws of {self.nodes} node(s) from {list(self.ops)}: "
+            f"the last one failed with: {self.invalid(graph)}; loosen the constraints or add ops"
+        )
+
+    def mutate(self, candidate: LayerGraph, rng: np.random.Generator) -> LayerGraph:
+        nodes = self._padded(candidate, rng)
+        for _ in range(MAX_TRIES):
+            position = int(rng.integers(len(nodes)))
+            new = (*nodes[:position], self._draw(position, rng), *nodes[position + 1 :])
+            graph = LayerGraph(new, candidate.affine)
+            if not self.invalid(graph):
+                return graph
+        return candidate
+
+    def crossover(self, a: LayerGraph, b: LayerGraph, rng: np.random.Generator) -> LayerGraph:
+        """The first nodes of `a` and the further ones of `b`, cut at one random place."""
+        first, second = self._padded(a, rng), self._padded(b, rng)
+        length = max(len(first), len(second))
+        for _ in range(MAX_TRIES):
+            cut = int(rng.integers(1, length)) if length > 1 else 0
+            graph = LayerGraph(first[:cut] + second[len(first[:cut]) :], b.affine)
+            if graph.nodes and not self.invalid(graph):
+                return graph
+        return b
+
+    def suggest(self, trial: Any) -> LayerGraph:  # noqa: ANN401 - an optuna.Trial, which spaces may not import
+        """A graph from an Optuna trial. It may fail `invalid`, which the structure gate then records."""
+        nodes: list[Node] = []
+        for position in range(self.nodes):
+            op = trial.suggest_categorical(f"op{position}", list(self.ops))
+            choices = len(self.inputs) + position
+            picks = (trial.suggest_int(f"arg{position}_{k}", 0, choices - 1) for k in range(self._arity[op]))
+            nodes.append(Node(op, tuple(self._argument(pick) for pick in picks)))
+        return LayerGraph(tuple(nodes), self.post_affine)
+
+    def _draw(self, position: int, rng: np.random.Generator) -> Node:
+        op = self.ops[int(rng.integers(len(self.ops)))]
+        picks = rng.integers(len(self.inputs) + position, size=self._arity[op])
+        return Node(op, tuple(self._argument(int(pick)) for pick in picks))
+
+    def _argument(self, pick: int) -> Arg:
+        return self.inputs[pick] if pick < len(self.inputs) else pick - len(self.inputs)
+
+    def _padded(self, graph: LayerGraph, rng: np.random.Generator) -> tuple[Node, ...]:
+        """The graph's nodes behind random dead ones, so that a short one can grow to the space's size."""
+        missing = max(0, self.nodes - len(graph.nodes))
+        if not missing:
+            return graph.nodes
+        front = tuple(self._draw(position, rng) for position in range(missing))
+        moved = (
+            Node(n.op, tuple(a + missing if isinstance(a, int) else a for a in n.args)) for n in graph.nodes
+        )
+        return (*front, *moved)
+
+    def invalid(self, candidate: LayerGraph) -> str:
+        if not candidate.reaches_x:
+            return "the output does not depend on x"
+        if violated := self.constraints.violated(candidate):
+            return violated
+        return self._unusable_moment(candidate)
+
+    def whole(self, candidate: LayerGraph) -> LayerGraph:
+        """The graph as it stands at a `norm_act` site: behind the fixed norm where there is one."""
+        is_activation = self.norm is not None and not has_moment(candidate)
+        return candidate.compose(self.norm) if is_activation and self.norm else candidate
+
+    def build(self, candidate: LayerGraph, site: Site) -> nn.Module:
+        if site.kind not in ("norm_act", "act"):
+            raise InputError(f"a graph cannot fill a site of kind {site.kind!r}; it serves norm_act and act sites")
+        if site.kind == "norm_act" and not site.activation:
+            if self.norm is None:
+                return ChannelAffine(site.in_features, site.layout)
+            return GraphLayer(self.norm, site.in_features, site.layout, self.options, site.causal)
+        graph = candidate if site.kind == "act" else self.whole(candidate)
+        return GraphLayer(graph, site.in_features, site.layout, self.options, site.causal or self.causal)
+
+    def key(self, candidate: LayerGraph) -> str:
+        return self.whole(candidate).key(str(self.options))
+
+    def to_json(self, candidate: LayerGraph) -> Any:  # noqa: ANN401 - plain JSON
+        return candidate.to_json()
+
+    def from_json(self, data: Any) -> LayerGraph:  # noqa: ANN401 - whatever a file held
+        return LayerGraph.from_json(data)
+
+    def parse(self, text: str) -> LayerGraph:
+        """A catalogue name or an expression."""
+        return read_layer(text)
+
+    def describe(self, candidate: LayerGraph) -> str:
+        return str(candidate)
+
+    def source(self, candidate: LayerGraph, name: str, note: str = "") -> str:
+        return emit(self.whole(candidate), name, self.options, self.norm, note)
+
+    def baselines(self) -> dict[str, LayerGraph]:
+        return {name: layer.graph for name, layer in CATALOGUE.items() if not self._unusable_moment(layer.graph)}
+
+    def _unusable_moment(self, graph: LayerGraph) -> str:
+        reasons = (
+            unusable(moment.index_set, layout, self.causal)
+            for position in graph.live
+            if (moment := OPS[graph.nodes[position].op].moment)
+            for layout in self._layouts
+        )
+        return next((reason for reason in reasons if reason), "")
+
+    def probe_sites(self) -> Sequence[Site]:
+        """Per layout a site with more channels than groups, so that no two index sets agree by accident."""
+        kind: SiteKind = "norm_act"
+        features = 2 * self.options.groups if self.options.groups > 1 else 4
+        return [
+            Site(kind, index, features, layout=layout, causal=self.causal)
+            for index, layout in enumerate(self._layouts)
+        ]
+
+
+def has_moment(graph: LayerGraph) -> bool:
+    """Whether a live node of the graph is a moment: a normalization of its own."""
+    return any(OPS[graph.nodes[i].op].moment for i in graph.live)
+

@@ -1,0 +1,186 @@
+"""Expressions in and out, formulas and LaTeX. Reading never evaluates anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from normact.spaces.errors import InputError
+from normact.spaces.graph import MAX_NODES, Arg, LayerGraph, Node
+from normact.spaces.inputs import is_input
+from normact.spaces.ops import OPS, Op, find_op
+
+MAX_TEXT = 100_000
+MAX_DEPTH = 100
+_TOKEN = re.compile(r"\s*(?:([A-Za-z_][A-Za-z_0-9]*(?:\.\d+)?(?:_\d+)?)|([(),]))")
+
+
+def to_text(graph: LayerGraph) -> str:
+    """The expression that `parse` reads, such as `mul(x, sigmoid(mul(v1, x)))`; `affine(...)` outermost."""
+    text = _print(graph, lambda op, args: f"{op.name}({', '.join(args)})")
+    return f"affine({text})" if graph.affine else text
+
+
+def parse(text: str) -> LayerGraph:
+    """Read an expression.
+
+    Equal subexpressions become one node, dead nodes cannot be written: `parse(str(g))` is `g`'s canonical
+    form up to the order of commutative arguments.
+
+    Raises:
+        InputError: naming the position (from 0) of the first thing that is wrong.
+    """
+    return _Reader(text).read()
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        if len(text) > MAX_TEXT:
+            raise InputError(f"the expression has {len(text)} characters; at most {MAX_TEXT} are read")
+        self.text = text
+        self.at = 0
+        self.nodes: list[Node] = []
+        self.places: dict[Node, int] = {}
+
+    def read(self) -> LayerGraph:
+        start = self.at
+        name, position = self.name("an op")
+        affine = name == "affine"
+        if affine:
+            self.expect("(")
+        else:
+            self.at = start
+        output = self.argument(0)
+        if affine:
+            self.expect(")")
+        if rest := self.text[self.at :].strip():
+            raise self.error(f"the expression ends here, but {rest[:20]!r} follows", self.at)
+        if isinstance(output, str):
+            raise self.error(f"{output!r} alone is no layer: apply at least one op", position)
+        if output != len(self.nodes) - 1:  # pragma: no cover - the output is always made last
+            raise AssertionError("the output must be the last node")
+        return LayerGraph(tuple(self.nodes), affine)
+
+    def argument(self, depth: int) -> Arg:
+        if depth > MAX_DEPTH:
+            raise self.error(f"nested deeper than {MAX_DEPTH}", self.at)
+        name, position = self.name("an op or an input")
+        if is_input(name):
+            return name
+        if name == "affine":
+            raise self.error("affine(...) may only be outermost", position)
+        op = find_op(name, f" at position {position}")
+        args = self.arguments(op, position, depth)
+        node = Node(name, args)
+        if node not in self.places:
+            if len(self.nodes) == MAX_NODES:
+                raise self.error(f"more than {MAX_NODES} distinct operations", position)
+            self.places[node] = len(self.nodes)
+            self.nodes.append(node)
+        return self.places[node]
+
+    def arguments(self, op: Op, position: int, depth: int) -> tuple[Arg, ...]:
+        self.expect("(")
+        args = [self.argument(depth + 1)]
+        while self.peek() == ",":
+            self.expect(",")
+            args.append(self.argument(depth + 1))
+        self.expect(")")
+        if len(args) != op.arity:
+            raise self.error(f"op {op.name!r} takes {op.arity} argument(s), got {len(args)}", position)
+        return tuple(args)
+
+    def peek(self) -> str:
+        match = _TOKEN.match(self.text, self.at)
+        return match[0].strip() if match else ""
+
+    def name(self, what: str) -> tuple[str, int]:
+        match = _TOKEN.match(self.text, self.at)
+        if not match or not match[1]:
+            raise self.error(f"expected {what}, found {self.found()}", self.at)
+        self.at = match.end()
+        return match[1], match.start(1)
+
+    def expect(self, symbol: str) -> None:
+        if self.peek() != symbol:
+            raise self.error(f"expected {symbol!r}, found {self.found()}", self.at)
+        self.at = _TOKEN.match(self.text, self.at).end()  # type: ignore[union-attr]
+
+    def found(self) -> str:
+        rest = self.text[self.at :].lstrip()
+        return repr(rest[:12]) if rest else "the end"
+
+    def error(self, message: str, position: int) -> InputError:
+        around = self.text[max(0, position - 20) : position + 20]
+        return InputError(f"at position {position}: {message}; in ...{around!r}...")
+
+
+def formula(graph: LayerGraph) -> str:
+    """The graph as people write it, such as `x * sigmoid(v1 * x) / group_std(x)`; the affine as `affine(...)`."""
+    text = _print(graph, _infix, precedence=True)
+    return f"affine({text})" if graph.affine else text
+
+
+def latex(graph: LayerGraph) -> str:
+    """The graph in LaTeX, with gamma and beta for the affine."""
+    text = _print(graph, _latex, _latex_input, precedence=True)
+    return rf"\gamma \left({text}\right) + \beta" if graph.affine else text
+
+
+def _print(
+    graph: LayerGraph,
+    write: Callable[[Op, list[str]], str],
+    write_input: Callable[[str], str] = str,
+    precedence: bool = False,
+) -> str:
+    done: dict[int, str] = {}
+    for i in graph.live:
+        op = OPS[graph.nodes[i].op]
+        args = []
+        for side, arg in enumerate(graph.nodes[i].args):
+            text = done[arg] if isinstance(arg, int) else write_input(arg)
+            if precedence and isinstance(arg, int) and _needs_brackets(op, OPS[graph.nodes[arg].op], side):
+                text = f"({text})"
+            args.append(text)
+        done[i] = write(op, args)
+        if len(done[i]) > MAX_TEXT:
+            return _listing(graph)
+    return done[len(graph.nodes) - 1]
+
+
+def _listing(graph: LayerGraph) -> str:
+    """A graph whose expression would be too long, because subexpressions are shared, as a list of its nodes."""
+    names = {i: f"n{i}" for i in graph.live}
+    rows = (
+        f"n{i} = {graph.nodes[i].op}({', '.join(names[a] if isinstance(a, int) else a for a in graph.nodes[i].args)})"
+        for i in graph.live
+    )
+    return "; ".join(rows)
+
+
+def _needs_brackets(op: Op, inner: Op, side: int) -> bool:
+    if not op.symbol or not inner.symbol:
+        return False
+    if inner.precedence == op.precedence:
+        return side == 1 or op.arity == 1
+    return inner.precedence < op.precedence
+
+
+def _infix(op: Op, args: list[str]) -> str:
+    if op.symbol and op.arity == 2:
+        return f"{args[0]} {op.symbol} {args[1]}"
+    if op.symbol:
+        return f"{op.symbol}{args[0]}"
+    return f"{op.name}({', '.join(args)})"
+
+
+def _latex(op: Op, args: list[str]) -> str:
+    if op.latex:
+        return op.latex.format(*args)
+    return rf"\mathrm{{{op.name}}}\left({', '.join(args)}\right)"
+
+
+def _latex_input(name: str) -> str:
+    if name in ("x", "zero"):
+        return {"x": "x", "zero": "0"}[name]
+    return f"{name[0]}_{{{name[1:].replace('_', ',')}}}"
