@@ -1,0 +1,21 @@
+"""Gates: cheap tests that reject a candidate before it costs a training."""
+
+from normact.search.gates.base import Gate, Pass, ScreenContext, ScreenGate, TrainContext, TrainGate, Verdict
+from normact.search.gates.screen import Duplicate, Probe, SignalPropagation, Structure
+from normact.search.gates.train import Quality, Stability
+
+__all__ = [
+    "Duplicate",
+    "Gate",
+    "Pass",
+    "Probe",
+    "Quality",
+    "ScreenContext",
+    "ScreenGate",
+    "SignalPropagation",
+    "Stability",
+    "Structure",
+    "TrainContext",
+    "TrainGate",
+    "Verdict",
+]

@@ -1,0 +1,124 @@
+"""`Data`: splits of examples, held in memory as tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from normact.spaces.errors import InputError
+
+Loss = Literal["cross_entropy", "mse"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples: `x` float32 (n, ...), `y` int64 (n,) for classes or float32 (n, outputs) for values."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The examples on a device."""
+        return Split(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a search may see: examples to train on and to validate on."""
+
+    train: Split
+    validation: Split
+
+
+class Data(ABC):
+    """A data set. Made from config in every worker; loads at the first `load`, so making one is cheap."""
+
+    loss: Loss = "cross_entropy"
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Classes, or values to predict."""
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Train and validation examples; the same at every call.
+
+        Raises:
+            InputError: the files are not there, with what to do about it.
+        """
+
+    @abstractmethod
+    def load_test(self) -> Split:
+        """Test examples. The final rerank alone calls this."""
+
+
+class TensorData(Data):
+    """Your own data: three torch Datasets of (x, y), or (x, y) pairs of tensors.
+
+    Args:
+        train: to train on.
+        validation: to validate on.
+        test: read by the final rerank alone.
+        outputs: classes, or values to predict.
+        loss: `cross_entropy` for classes, `mse` for values.
+
+    Raises:
+        InputError: a split is empty, or the splits' shapes differ.
+    """
+
+    def __init__(self, train: Any, validation: Any, test: Any, outputs: int, loss: Loss = "cross_entropy") -> None:  # noqa: ANN401
+        self._train, self._validation, self._test = (_stack(s) for s in (train, validation, test))
+        self._outputs = outputs
+        self.loss = loss
+        shapes = {tuple(s.x.shape[1:]) for s in (self._train, self._validation, self._test)}
+        if len(shapes) != 1:
+            raise InputError(f"train, validation and test examples have different shapes: {sorted(shapes)}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._train.x.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        return self._outputs
+
+    def load(self) -> Splits:
+        return Splits(self._train, self._validation)
+
+    def load_test(self) -> Split:
+        return self._test
+
+
+def _stack(examples: Any) -> Split:  # noqa: ANN401 - a Dataset, or a pair of tensors
+    if isinstance(examples, tuple | list) and len(examples) == 2 and isinstance(examples[0], Tensor):
+        x, y = examples
+    elif isinstance(examples, Sized) and hasattr(examples, "__getitem__") and len(examples):
+        rows = [examples[i] for i in range(len(examples))]
+        x = torch.stack([torch.as_tensor(row[0]) for row in rows])
+        y = torch.stack([torch.as_tensor(row[1]) for row in rows])
+    else:
+        raise InputError(f"expected a non-empty Dataset of (x, y) or a pair of tensors, got {type(examples).__name__}")
+    if not len(x) or len(x) != len(y):
+        raise InputError(f"a split has {len(x)} inputs and {len(y)} targets; both must be equal and above 0")
+    return Split(x.float(), y if y.is_floating_point() else y.long())
+
+
+def three_way(count: int, fractions: tuple[float, float], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A fixed random partition of range(count): shares for validation and test, the rest for training."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    validation, test = (int(count * f) for f in fractions)
+    return order[validation + test :], order[:validation], order[validation : validation + test]

@@ -1,0 +1,160 @@
+"""`Evaluator`: what runs in a worker. Judges a job's candidates; their errors become rejections."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from normact.search.gates.base import Gate, ScreenContext, ScreenGate, TrainContext, TrainGate, Verdict
+from normact.search.objective import Score
+from normact.search.outcome import Outcome, Rejection
+from normact.search.pool import Job, worker_name
+from normact.search.task import Task
+from normact.search.training import Training
+from normact.spaces.errors import InputError
+from normact.spaces.space import Space
+
+
+@dataclass
+class _Record:
+    """An outcome while it is made."""
+
+    number: int
+    seed: int
+    device: str
+    figures: dict[str, float] = field(default_factory=dict)
+    scores: list[Score] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    fingerprint: str = ""
+
+    def timed(self, name: str, action: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the action gives
+        start = time.perf_counter()
+        try:
+            return action()
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def ask(self, gate: Gate, check: Callable[[], Verdict]) -> Rejection | None:
+        """A gate's rejection, if any; its figures are kept either way."""
+        verdict = self.timed(gate.name, check)
+        self.figures.update({f"{gate.name}.{name}": value for name, value in verdict.figures.items()})
+        return verdict if isinstance(verdict, Rejection) else None
+
+    def outcome(self, rejection: Rejection | None) -> Outcome:
+        return Outcome(
+            number=self.number,
+            gate=rejection.gate if rejection else "",
+            reason=rejection.reason if rejection else "",
+            figures=self.figures,
+            scores=tuple(self.scores),
+            steps=self.steps,
+            seconds=self.seconds,
+            memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            seed=self.seed,
+            device=self.device,
+            worker=worker_name(),
+            fingerprint=self.fingerprint,
+        )
+
+
+class Evaluator:
+    """Judges candidates of a space by gates and by training on a task.
+
+    Args:
+        space: what the candidates are of.
+        task: what they are trained on.
+        gates: in order; screening gates run in `screen` jobs, training gates in `train` jobs.
+        measure_test: also measure the test split, as `test_<objective>`: for the final rerank alone.
+
+    Raises:
+        InputError: two gates of one name, or a gate that looks past the last training step.
+    """
+
+    def __init__(self, space: Space, task: Task, gates: Sequence[Gate], measure_test: bool = False) -> None:
+        self.space = space
+        self.task = task
+        self.screen_gates = [g for g in gates if isinstance(g, ScreenGate)]
+        self.train_gates = [g for g in gates if isinstance(g, TrainGate)]
+        self.measure_test = measure_test
+        names = [gate.name for gate in gates]
+        if len(set(names)) != len(names):
+            raise InputError(f"gates need different names, got {', '.join(names)}")
+        for gate in self.train_gates:
+            if max(gate.steps) > task.recipe.steps:
+                raise InputError(
+                    f"gate {gate.name} looks at step {max(gate.steps)}, but training ends at {task.recipe.steps}; "
+                    "lengthen recipe.steps or drop the gate"
+                )
+
+    def __call__(self, job: Job) -> Sequence[Outcome]:
+        judge = self._screen if job.kind == "screen" else self._train
+        return [self._judged(judge, number, data, job.seed) for number, data in job.candidates]
+
+    def _judged(
+        self, judge: Callable[[Any, _Record], Rejection | None], number: int, data: Any, seed: int  # noqa: ANN401
+    ) -> Outcome:
+        record = _Record(number, seed, device_name(self.task.device))
+        try:
+            rejection = judge(self.space.from_json(data), record)
+        except Exception as problem:  # a candidate's own error is a finding about it, not about the run
+            rejection = Rejection("error", f"{type(problem).__name__}: {str(problem)[:500]}")
+        return record.outcome(rejection)
+
+    def _screen(self, candidate: Any, record: _Record) -> Rejection | None:  # noqa: ANN401 - the space's value object
+        ctx = ScreenContext(self.space, candidate, record.seed)
+        for gate in self.screen_gates:
+            rejection = record.ask(gate, lambda gate=gate: gate.check(ctx))  # type: ignore[misc]
+            record.fingerprint = ctx.fingerprint
+            if rejection:
+                return rejection
+        return None
+
+    def _train(self, candidate: Any, record: _Record) -> Rejection | None:  # noqa: ANN401 - the space's value object
+        """Train all anchors side by side from checkpoint to checkpoint, so that the first to fail ends all."""
+        trainings = record.timed("build", lambda: self._start(candidate, record.seed))
+        last = self.task.recipe.steps
+        for step in sorted({0, last, *(s for gate in self.train_gates for s in gate.steps)}):
+            gates = [gate for gate in self.train_gates if step in gate.steps]
+            for anchor, training in trainings.items():
+                if not record.timed("train", lambda t=training, s=step: t.run_to(s)):  # type: ignore[misc]
+                    reason = f"the loss on {anchor} was {training.losses[-1]} at step {training.step}"
+                    return Rejection("divergence", reason)
+                record.steps = max(record.steps, step)
+                values = self._values(anchor, training, record) if step else {}
+                ctx = TrainContext(self.space, candidate, self.task, anchor, training, values, record.seed)
+                for gate in gates:
+                    if rejection := record.ask(gate, lambda g=gate, c=ctx: g.check(c)):  # type: ignore[misc]
+                        return rejection
+        if self.measure_test:
+            self._measure_test(trainings, record)
+        return None
+
+    def _start(self, candidate: Any, seed: int) -> dict[str, Training]:  # noqa: ANN401 - the space's value object
+        def make(site):  # noqa: ANN001, ANN202 - an anchor's Make
+            return self.space.build(candidate, site)
+
+        return {name: self.task.start(name, make, seed) for name in self.task.anchors}
+
+    def _values(self, anchor: str, training: Training, record: _Record) -> dict[str, float]:
+        values = record.timed("measure", lambda: self.task.measure(training))
+        record.scores += [Score(name, anchor, training.step, value) for name, value in values.items()]
+        return values
+
+    def _measure_test(self, trainings: dict[str, Training], record: _Record) -> None:
+        test = self.task.data.load_test().to(self.task.device)
+        for anchor, training in trainings.items():
+            values = record.timed("measure", lambda t=training: self.task.measure(t, test))  # type: ignore[misc]
+            record.scores += [Score(f"test_{k}", anchor, training.step, v) for k, v in values.items()]
+
+
+def device_name(device: str) -> str:
+    """The kind of device, as rankings tell them apart: `cpu`, or the GPU's name."""
+    if torch.device(device).type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_name(device)
+    return torch.device(device).type

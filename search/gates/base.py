@@ -1,0 +1,87 @@
+"""`Gate`: a test that a candidate passes or fails, cheap ones first."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from normact.search.outcome import Rejection
+from normact.search.task import Task
+from normact.search.training import Training
+from normact.spaces.space import Space
+
+Stage = Literal["screen", "train"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A gate's yes, with the figures behind it."""
+
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+Verdict = Pass | Rejection
+
+
+@dataclass
+class ScreenContext:
+    """What a screening gate may look at.
+
+    `fingerprint` is set by the duplicate gate.
+    """
+
+    space: Space
+    candidate: Any
+    seed: int
+    fingerprint: str = ""
+
+
+@dataclass
+class TrainContext:
+    """What a training gate may look at: one anchor's training at its current step, measured there."""
+
+    space: Space
+    candidate: Any
+    task: Task
+    anchor: str
+    training: Training
+    values: Mapping[str, float]
+    seed: int
+
+
+class Gate(ABC):
+    """A test of candidates. Made once per worker, holds nothing that changes.
+
+    Attributes:
+        name: in records and tables; unique within a run.
+    """
+
+    name: str
+
+    def rejection(self, reason: str, **figures: float) -> Rejection:
+        """This gate's no."""
+        return Rejection(self.name, reason, figures)
+
+
+class ScreenGate(Gate):
+    """A gate that trains nothing; runs in screening, in the order of config."""
+
+    @abstractmethod
+    def check(self, ctx: ScreenContext) -> Verdict:
+        """Pass or reject. Exceptions of the candidate become rejections by gate `error`."""
+
+
+class TrainGate(Gate):
+    """A gate that looks at a training.
+
+    Attributes:
+        steps: at which training steps it is asked, for each anchor; 0 is before training.
+    """
+
+    steps: tuple[int, ...]
+
+    @abstractmethod
+    def check(self, ctx: TrainContext) -> Verdict:
+        """Pass or reject one anchor's training. The model may not be changed."""

@@ -1,0 +1,198 @@
+"""`Task`: data, anchors and recipe, each replaceable alone; what is measured on them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from normact.search.anchors.base import Anchor, sites_of
+from normact.search.data.base import Data, Split, Splits
+from normact.search.objective import Objective
+from normact.search.training import Recipe, Training, loss_of, outputs_of, restimate_statistics
+from normact.spaces.errors import InputError, unknown_name
+from normact.spaces.site import Site
+from normact.spaces.space import Space
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a measure may look at: outputs on examples, and the training so far."""
+
+    outputs: Tensor
+    targets: Tensor
+    training: Training
+
+
+class Measure(ABC):
+    """How an objective is computed. One instance serves all anchors."""
+
+    @abstractmethod
+    def objective(self, data: Data) -> Objective:
+        """The objective, with what is trivial on these data.
+
+        Raises:
+            InputError: these data cannot give it.
+        """
+
+    @abstractmethod
+    def value(self, measured: Measured) -> float:
+        """The value on an anchor."""
+
+
+class Accuracy(Measure):
+    """Share of validation examples whose class is given the largest output."""
+
+    def objective(self, data: Data) -> Objective:
+        if data.loss != "cross_entropy":
+            raise InputError(f"accuracy needs classes, but the data's loss is {data.loss}; drop this objective")
+        return Objective("accuracy", "", "maximize", 1 / data.outputs, 1.0)
+
+    def value(self, measured: Measured) -> float:
+        return float((measured.outputs.argmax(1) == measured.targets).float().mean())
+
+
+class ValidationLoss(Measure):
+    """Mean loss on the validation examples, statistics re-estimated before."""
+
+    def objective(self, data: Data) -> Objective:
+        return Objective("validation_loss", "", "minimize", _trivial_loss(data), 0.0)
+
+    def value(self, measured: Measured) -> float:
+        return float(loss_of(measured.training.loss, measured.outputs, measured.targets))
+
+
+class TrainingLoss(Measure):
+    """Mean training loss of the second half of the steps: less noisy than any validation on few examples."""
+
+    def objective(self, data: Data) -> Objective:
+        return Objective("training_loss", "", "minimize", _trivial_loss(data), 0.0)
+
+    def value(self, measured: Measured) -> float:
+        return measured.training.second_half_loss
+
+
+def _trivial_loss(data: Data) -> float:
+    if data.loss == "cross_entropy":
+        return math.log(data.outputs)
+    y = data.load().train.y
+    return float(y.var(0, correction=0).mean())
+
+
+class Task:
+    """What candidates are judged on.
+
+    Args:
+        data: examples.
+        anchors: networks by name.
+        recipe: how they are trained.
+        measures: what is measured; the first one's objective leads the search and the gates.
+        device: torch device of training.
+
+    Raises:
+        InputError: no anchor, no measure, or a measure that the data cannot give.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        anchors: Mapping[str, Anchor],
+        recipe: Recipe,
+        measures: Sequence[Measure],
+        device: str = "cpu",
+    ) -> None:
+        if not anchors:
+            raise InputError("a task needs at least one anchor, such as anchor=[preact_resnet]")
+        if not measures:
+            raise InputError("a task needs at least one objective, such as objective=[validation_loss]")
+        self.data = data
+        self.anchors = dict(anchors)
+        self.recipe = recipe
+        self.device = device
+        self._measures = list(measures)
+
+    @cached_property
+    def measures(self) -> dict[str, Measure]:
+        """The measures by their objective's name, in order."""
+        return {measure.objective(self.data).name: measure for measure in self._measures}
+
+    @cached_property
+    def objectives(self) -> dict[str, Objective]:
+        """The objectives by name; the first leads."""
+        return {name: measure.objective(self.data) for name, measure in self.measures.items()}
+
+    def objective(self, name: str = "") -> Objective:
+        """The objective of that name; of the first, for an empty name.
+
+        Raises:
+            InputError: the task does not measure it.
+        """
+        if not name:
+            return next(iter(self.objectives.values()))
+        if name not in self.objectives:
+            raise unknown_name("objective", name, self.objectives)
+        return self.objectives[name]
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Train and validation examples on the task's device."""
+        splits = self.data.load()
+        if splits.train.x.shape[1:] != torch.Size(self.data.shape):
+            raise InputError(f"the data say shape {self.data.shape}, but hold {tuple(splits.train.x.shape[1:])}")
+        return Splits(splits.train.to(self.device), splits.validation.to(self.device))
+
+    @cached_property
+    def sites(self) -> dict[str, list[Site]]:
+        """The sites of each anchor."""
+        return {name: sites_of(anchor) for name, anchor in self.anchors.items()}
+
+    def check_meets(self, space: Space) -> None:
+        """Check that the space can fill every site of every anchor.
+
+        Raises:
+            InputError: a site's kind or layout is none that the space serves, or an anchor has no site.
+        """
+        for name, sites in self.sites.items():
+            if not sites:
+                raise InputError(f"anchor {name!r} has no site: it never asks for a layer")
+            for site in sites:
+                if site.kind not in space.site_kinds:
+                    raise InputError(
+                        f"anchor {name!r} asks for a layer of kind {site.kind!r}, but {type(space).__name__} "
+                        f"serves {', '.join(sorted(space.site_kinds))}; choose another anchor or space"
+                    )
+                if site.layout not in space.layouts:
+                    raise InputError(
+                        f"anchor {name!r} has a site of layout {site.layout}, but the space serves "
+                        f"{', '.join(space.layouts)}; add it to space.layouts or choose another anchor"
+                    )
+
+    def start(self, anchor: str, make: Callable[[Site], nn.Module], seed: int) -> Training:
+        """A fresh training of an anchor, its sites filled by `make`.
+
+        Common random numbers: the anchor's own weights come from one stream, each site's draws from a stream of
+        its own, the order of examples from a third. So trainings of two layers under one seed differ by the
+        layer alone.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = self.anchors[anchor](lambda site: _made_apart(make, site, seed))
+        return Training(model.to(self.device), self.splits.train, self.recipe, self.data.loss, seed)
+
+    def measure(self, training: Training, examples: Split | None = None) -> dict[str, float]:
+        """Values by objective, on the validation examples or others, with running statistics re-estimated."""
+        examples = examples or self.splits.validation
+        restimate_statistics(training.model, self.splits.train, self.recipe.batch_size)
+        measured = Measured(outputs_of(training.model, examples.x), examples.y, training)
+        return {name: measure.value(measured) for name, measure in self.measures.items()}
+
+
+def _made_apart(make: Callable[[Site], nn.Module], site: Site, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1_000_003 * (seed + 1) + site.index)
+        return make(site)

@@ -1,0 +1,190 @@
+"""`Recipe` and `Training`: one model, trained in stretches, so that gates can look in between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from normact.search.data.base import Loss, Split
+from normact.spaces.errors import InputError
+
+EVALUATION_BATCH = 256
+STATISTICS_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: examples a step, at least 2.
+        optimizer: `sgd` (Nesterov momentum) or `adamw`.
+        lr: peak learning rate.
+        momentum: of SGD.
+        weight_decay: on all parameters of two or more axes; vectors (biases, scales) are not decayed.
+        schedule: `cosine` to zero, or `constant`.
+        warmup: steps of linear warm-up.
+        clip: largest norm of the whole gradient; 0 for none.
+
+    Raises:
+        InputError: a number out of range or an unknown name.
+    """
+
+    steps: int = 120
+    batch_size: int = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: int = 0
+    clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 2 or self.lr <= 0:
+            raise InputError(
+                f"a recipe needs steps >= 1, batch_size >= 2 and lr > 0, got steps={self.steps}, "
+                f"batch_size={self.batch_size}, lr={self.lr}"
+            )
+        if self.optimizer not in ("sgd", "adamw"):
+            raise InputError(f"optimizer must be sgd or adamw, got {self.optimizer!r}")
+        if self.schedule not in ("cosine", "constant"):
+            raise InputError(f"schedule must be cosine or constant, got {self.schedule!r}")
+        if not 0 <= self.warmup < self.steps:
+            raise InputError(f"warmup={self.warmup} must be at least 0 and below steps={self.steps}")
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser over a model's parameters."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=self.lr)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        done = (step - self.warmup) / (self.steps - self.warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def loss_of(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+    """The mean loss of a batch; classes by cross-entropy, values by the mean square."""
+    if loss == "cross_entropy":
+        return nn.functional.cross_entropy(output, target)
+    return nn.functional.mse_loss(output, target.view_as(output))
+
+
+class Training:
+    """One model in training.
+
+    The order of examples comes from a generator of its own: what a layer draws at its making shifts nothing.
+
+    Args:
+        model: trained in place.
+        examples: on the model's device.
+        recipe: how.
+        loss: of the task.
+        seed: of the order of examples, and of what the model draws while it trains.
+    """
+
+    def __init__(self, model: nn.Module, examples: Split, recipe: Recipe, loss: Loss, seed: int) -> None:
+        self.model = model
+        self.examples = examples
+        self.recipe = recipe
+        self.loss = loss
+        self.step = 0
+        self.losses: list[float] = []
+        self.optimizer = recipe.make_optimizer(model)
+        self._seed = seed
+        self._batches = shuffled_batches(len(examples), recipe.batch_size, seed)
+
+    def run_to(self, step: int) -> bool:
+        """Train up to a step. False, at once, when the loss is not finite."""
+        self.model.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed + self.step)
+            while self.step < step:
+                if not self._one_step():
+                    return False
+        return True
+
+    def _one_step(self) -> bool:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr_at(self.step)
+        picks = next(self._batches)
+        loss = loss_of(self.loss, self.model(self.examples.x[picks]), self.examples.y[picks])
+        value = float(loss.detach())
+        self.losses.append(value)
+        if not math.isfinite(value):
+            return False
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.step += 1
+        return True
+
+    @property
+    def second_half_loss(self) -> float:
+        """Mean training loss of the second half of the steps so far; the batch's, before each step."""
+        half = self.losses[len(self.losses) // 2 :]
+        return sum(half) / len(half) if half else math.nan
+
+
+def shuffled_batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Endless index batches, each epoch in a new order; a last short batch is dropped."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(size, count)
+    while True:
+        order = torch.randperm(count, generator=generator)
+        yield from (order[i : i + size] for i in range(0, count - size + 1, size))
+
+
+@torch.no_grad()
+def restimate_statistics(model: nn.Module, examples: Split, batch_size: int) -> None:
+    """Set running statistics to their mean over the first few training batches, always the same.
+
+    A momentum-0.1 average lags far behind after 10 steps, and gates would reject every layer with batch
+    statistics. Works for each module with torch's `reset_running_stats` and `momentum`.
+    """
+    keepers = [m for m in model.modules() if hasattr(m, "reset_running_stats") and hasattr(m, "momentum")]
+    if not any(True for m in keepers for _ in m.buffers(recurse=False)):
+        return
+    saved = [m.momentum for m in keepers]
+    for module in keepers:
+        module.reset_running_stats()  # type: ignore[operator]
+    model.train()
+    try:
+        for number in range(STATISTICS_BATCHES):
+            x = examples.x[number * batch_size : (number + 1) * batch_size]
+            if len(x) < 2:
+                break
+            for module in keepers:
+                module.momentum = 1.0 / (number + 1)  # type: ignore[assignment]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(number)
+                model(x)
+    finally:
+        for module, momentum in zip(keepers, saved, strict=True):
+            module.momentum = momentum
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's outputs in evaluation mode, batch by batch."""
+    model.eval()
+    return torch.cat([model(part) for part in x.split(EVALUATION_BATCH)])
