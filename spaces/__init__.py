@@ -1,4 +1,4 @@
-"""What can be a layer: ops, graphs, named layers; building, printing, checking one. Needs torch and numpy alone."""
+"""What can be a layer: ops, graphs, named layers; building and printing one. Needs torch and numpy alone."""
 
 from normact.spaces.catalogue import CATALOGUE, NamedLayer, named, read_layer
 from normact.spaces.emit import emit

@@ -24,6 +24,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
         where: where in the input it stood, such as " at position 4"; may be empty.
     """
     names = sorted(known)
+    name = name if len(name) <= 60 else name[:60] + "..."
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     nearest = f"; the nearest is {close[0]!r}" if close else ""
     return InputError(f"unknown {kind} {name!r}{where}{nearest}; known: {', '.join(names)}")

@@ -1,8 +1,8 @@
 """The fingerprint: what a layer computes, as a hash. The project's identity test, not a proof.
 
-In float64, on the CPU, in one thread: outputs and gradients on two successive different train batches, then in
-evaluation, at every probe site. Every parameter gets fixed random values of its own (with v0 = 0 and v1 = 1
-distinct layers collapse). Each tensor is quantised relative to its largest entry, with a zero floor.
+In float64, on the CPU, in one thread: outputs and gradients on two successive different train batches, then
+in evaluation, at every probe site. Every parameter gets fixed random values of its own (with v0 = 0 and
+v1 = 1 distinct layers collapse). Each tensor is quantised relative to its largest entry, with a zero floor.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def fingerprint(build: Callable[[Site], nn.Module], sites: Sequence[Site]) -> st
 
 def probe_shape(site: Site) -> tuple[int, ...]:
     """A small shape for a site, all sizes distinct where the layout allows."""
-    batch = {"NCHW": (4, site.in_features, 3, 5), "NLC": (4, 5, site.in_features), "NC": (7, site.in_features)}
-    return batch[site.layout]
+    c = site.in_features
+    return {"NCHW": (4, c, 3, 5), "NLC": (4, 5, c), "NC": (7, c)}[site.layout]
 
 
 @lru_cache(maxsize=256)
 def probe_batch(site: Site, number: int) -> tuple[Tensor, Tensor]:
-    """Input and cotangent (float64) of a probe batch: the second has another scale and a shift per channel."""
+    """Input and cotangent (float64) of a probe batch; later ones are scaled and shifted."""
     generator = torch.Generator().manual_seed(7919 * (number + 1) + site.in_features)
     shape = probe_shape(site)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)

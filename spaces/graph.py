@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from normact.spaces.errors import InputError
-from normact.spaces.inputs import check_input, trainable
+from normact.spaces.inputs import another, check_input, trainable
 from normact.spaces.ops import OP_TABLE_VERSION, OPS, find_op
 
 Arg = int | str
@@ -112,7 +112,7 @@ class LayerGraph:
         return {"nodes": [[n.op, *n.args] for n in self.nodes], "affine": self.affine}
 
     @staticmethod
-    def from_json(data: Any) -> LayerGraph:  # noqa: ANN401 - whatever a file held
+    def from_json(data: Any) -> LayerGraph:
         """The graph that `to_json` gave, checked.
 
         Raises:
@@ -137,17 +137,25 @@ class LayerGraph:
     def compose(self, inner: LayerGraph) -> LayerGraph:
         """This graph applied to the output of `inner`, with this graph's affine. `inner` may have none.
 
+        Each keeps trainables of its own: where both have a `v1`, this graph's becomes `v1_2`.
+
         Raises:
             InputError: `inner` has an affine: it could not be kept.
         """
         if inner.affine:
-            raise InputError(f"cannot put a layer behind {inner}: drop its affine, or write it out with v1 and v0")
+            raise InputError(
+                f"cannot put a layer behind {inner}: drop its affine, or write it out with v1 and v0"
+            )
         shift = len(inner.nodes)
+        own: dict[str, str] = {}
+        for name in self.trainables:
+            taken = {*inner.trainables, *self.trainables, *own.values()}
+            own[name] = another(name, taken) if name in inner.trainables else name
 
         def moved(arg: Arg) -> Arg:
             if isinstance(arg, int):
                 return arg + shift
-            return shift - 1 if arg == "x" else arg
+            return shift - 1 if arg == "x" else own.get(arg, arg)
 
         outer = tuple(Node(n.op, tuple(moved(a) for a in n.args)) for n in self.nodes)
         return LayerGraph(inner.nodes + outer, self.affine)
@@ -168,7 +176,7 @@ def _post_order(root: int, args_of: dict[int, tuple[Arg, ...]], order: list[int]
         stack.extend((a, False) for a in reversed(args_of[node]) if isinstance(a, int) and a not in seen)
 
 
-def _node(row: Any, position: int) -> Node:  # noqa: ANN401 - whatever a file held
+def _node(row: Any, position: int) -> Node:
     if not isinstance(row, Sequence) or isinstance(row, str) or not row or not isinstance(row[0], str):
         raise InputError(f"node {position} is not [op, argument, ...]: {str(row)[:80]}")
     op = find_op(row[0], f" at node {position}")
@@ -177,7 +185,9 @@ def _node(row: Any, position: int) -> Node:  # noqa: ANN401 - whatever a file he
         raise InputError(f"op {op.name!r} at node {position} takes {op.arity} argument(s), got {len(args)}")
     for arg in args:
         if isinstance(arg, str):
-            check_input(arg)
+            check_input(arg, f" at node {position}")
         elif isinstance(arg, bool) or not isinstance(arg, int) or not 0 <= arg < position:
-            raise InputError(f"node {position} refers to {arg!r}; only nodes 0 to {position - 1} come before it")
+            raise InputError(
+                f"node {position} refers to {arg!r}; only nodes 0 to {position - 1} come before it"
+            )
     return Node(op.name, args)

@@ -68,11 +68,11 @@ def relative_cost(graph: LayerGraph) -> float:
 class GraphSpace(Space[LayerGraph]):
     """Graphs of a fixed number of nodes over an op set.
 
-    Sampling draws each node's op uniformly and its arguments uniformly among the inputs and all earlier nodes;
-    the last node is the output (the paper's construction). A draw whose output does not depend on x, or that
-    breaks a constraint, is thrown away and drawn again, up to 1,000 times. So a sample is uniform over draws
-    *given* that they are valid, which favours ops of arity 2 near the output. Mutation is the paper's: one node
-    chosen uniformly gets a new op and new arguments; it is redrawn in the same way.
+    Sampling draws each node's op uniformly and its arguments uniformly among the inputs and all earlier
+    nodes; the last node is the output (the paper's construction). A draw whose output does not depend on x,
+    or that breaks a constraint, is thrown away and drawn again, up to 1,000 times. So a sample is uniform
+    over draws *given* that they are valid, which favours ops of arity 2 near the output. Mutation is the
+    paper's: one node chosen uniformly gets a new op and new arguments; it is redrawn in the same way.
 
     Args:
         ops: names of ops of the table, or `Op` objects of your own (they are registered).
@@ -116,12 +116,22 @@ class GraphSpace(Space[LayerGraph]):
         self.causal = causal
         self.constraints = constraints or Constraints()
         self._layouts = tuple(check_layout(layout) for layout in layouts)
-        self.norm = read_layer(norm) if norm else None
+        self.norm = self._fixed_norm(norm) if norm else None
         for name in self.constraints.barred:
             find_op(name, " in constraints.barred")
         self.ops, self._notes = self._usable(ops)
         self._arity = {name: OPS[name].arity for name in self.ops}
         self.sample(np.random.default_rng(0))  # an op set from which nothing can be made is said at once
+
+    def _fixed_norm(self, text: str) -> LayerGraph:
+        norm = read_layer(text)
+        if norm.affine:
+            raise InputError(f"norm={text!r} ends in affine(...): write it out as add(mul(v1, ...), v0)")
+        if not has_moment(norm) or not norm.reaches_x:
+            raise InputError(f"norm={text!r} normalizes nothing: it must have a moment and depend on x")
+        if reason := self._unusable_moment(norm):
+            raise InputError(f"norm={text!r} cannot be used: {reason}")
+        return norm
 
     def _usable(self, ops: Sequence[str | Op]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         usable: list[str] = []
@@ -140,9 +150,9 @@ class GraphSpace(Space[LayerGraph]):
             elif op.name not in usable:
                 usable.append(op.name)
         if not usable:
-            raise InputError(
-                f"no op is left of {[str(getattr(o, 'name', o)) for o in ops]}: {'; '.join(notes) or 'all are barred'}"
-            )
+            names = [getattr(op, "name", op) for op in ops]
+            reason = "; ".join(notes) or ("all are barred" if names else "it is empty")
+            raise InputError(f"no op is left of the op set {names}: {reason}; add ops")
         return tuple(usable), tuple(notes)
 
     @property
@@ -191,7 +201,7 @@ class GraphSpace(Space[LayerGraph]):
                 return graph
         return b
 
-    def suggest(self, trial: Any) -> LayerGraph:  # noqa: ANN401 - an optuna.Trial, which spaces may not import
+    def suggest(self, trial: Any) -> LayerGraph:
         """A graph from an Optuna trial. It may fail `invalid`, which the structure gate then records."""
         nodes: list[Node] = []
         for position in range(self.nodes):
@@ -234,21 +244,22 @@ class GraphSpace(Space[LayerGraph]):
 
     def build(self, candidate: LayerGraph, site: Site) -> nn.Module:
         if site.kind not in ("norm_act", "act"):
-            raise InputError(f"a graph cannot fill a site of kind {site.kind!r}; it serves norm_act and act sites")
+            raise InputError(f"a graph cannot fill a site of kind {site.kind!r}, only norm_act and act")
         if site.kind == "norm_act" and not site.activation:
             if self.norm is None:
                 return ChannelAffine(site.in_features, site.layout)
-            return GraphLayer(self.norm, site.in_features, site.layout, self.options, site.causal)
-        graph = candidate if site.kind == "act" else self.whole(candidate)
+            graph = self.norm
+        else:
+            graph = candidate if site.kind == "act" else self.whole(candidate)
         return GraphLayer(graph, site.in_features, site.layout, self.options, site.causal or self.causal)
 
     def key(self, candidate: LayerGraph) -> str:
         return self.whole(candidate).key(str(self.options))
 
-    def to_json(self, candidate: LayerGraph) -> Any:  # noqa: ANN401 - plain JSON
+    def to_json(self, candidate: LayerGraph) -> Any:
         return candidate.to_json()
 
-    def from_json(self, data: Any) -> LayerGraph:  # noqa: ANN401 - whatever a file held
+    def from_json(self, data: Any) -> LayerGraph:
         return LayerGraph.from_json(data)
 
     def parse(self, text: str) -> LayerGraph:
@@ -262,7 +273,8 @@ class GraphSpace(Space[LayerGraph]):
         return emit(self.whole(candidate), name, self.options, self.norm, note)
 
     def baselines(self) -> dict[str, LayerGraph]:
-        return {name: layer.graph for name, layer in CATALOGUE.items() if not self._unusable_moment(layer.graph)}
+        graphs = {name: layer.graph for name, layer in CATALOGUE.items()}
+        return {name: graph for name, graph in graphs.items() if not self._unusable_moment(graph)}
 
     def _unusable_moment(self, graph: LayerGraph) -> str:
         reasons = (
@@ -286,4 +298,3 @@ class GraphSpace(Space[LayerGraph]):
 def has_moment(graph: LayerGraph) -> bool:
     """Whether a live node of the graph is a moment: a normalization of its own."""
     return any(OPS[graph.nodes[i].op].moment for i in graph.live)
-

@@ -1,4 +1,4 @@
-"""`GraphLayer`: a layer graph as a module. It interprets the graph; the export prints the same code straight."""
+"""`GraphLayer`: a layer graph as a module. It interprets the graph; the export prints the same as code."""
 
 from __future__ import annotations
 
@@ -87,6 +87,11 @@ def running_name(moment: Moment, taken: list[str]) -> str:
     return name
 
 
+def running_start(name: str) -> float:
+    """What a buffer of that name holds at first: 0 for a mean, 1 for a mean square or a variance."""
+    return 0.0 if name.startswith("running_mean") and "square" not in name else 1.0
+
+
 class GraphLayer(nn.Module):
     """Apply a layer graph to a tensor: same shape and dtype out as in.
 
@@ -154,7 +159,7 @@ class GraphLayer(nn.Module):
     def reset_running_stats(self) -> None:
         """Running means to 0, running mean squares and variances to 1."""
         for name in self._running.values():
-            getattr(self, name).fill_(0.0 if name.startswith("running_mean") and "square" not in name else 1.0)
+            getattr(self, name).fill_(running_start(name))
 
     def forward(self, x: Tensor) -> Tensor:
         check_shape(x, self.features, self.layout)
@@ -171,7 +176,7 @@ class GraphLayer(nn.Module):
         y = values[-1].expand(x.shape)
         if self.graph.affine:
             y = y * self._along_channels(self.weight, x) + self._along_channels(self.bias, x)
-        return y
+        return y.to(x.dtype)  # some ops widen under autocast
 
     def _input(self, name: str, x: Tensor) -> Tensor:
         if name == "x":

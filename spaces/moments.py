@@ -6,6 +6,7 @@ same code: the emitter copies these functions' source.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from normact.spaces.errors import InputError, unknown_name
 
 Layout = Literal["NCHW", "NLC", "NC"]
-"""NCHW: (batch, channels, any number of spatial axes); NLC: (batch, length, channels); NC: (batch, channels)."""
+"""NCHW: (batch, channels, 1 or more spatial axes); NLC: (batch, length, channels); NC: (batch, channels)."""
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
@@ -56,9 +57,9 @@ def unusable(index_set: str, layout: str, causal: bool = False) -> str:
     """
     if not AXES[index_set][layout]:
         return f"{index_set} moments are left out: the set is empty for layout {layout}"
-    if causal and AXES[index_set][layout] != "C":
-        axes = AXES[index_set][layout]
-        return f"{index_set} moments are left out: over ({axes}) they would look ahead at a causal {layout} site"
+    axes = AXES[index_set][layout]
+    if causal and axes not in ("C", "C/g"):
+        return f"{index_set} moments are left out: over ({axes}) they look ahead at a causal {layout} site"
     return ""
 
 
@@ -70,7 +71,7 @@ def check_layout(layout: str) -> Layout:
     """
     if layout not in LAYOUTS:
         raise unknown_name("layout", layout, LAYOUTS)
-    return layout  # type: ignore[return-value]
+    return layout
 
 
 def divisor_at_most(groups: int, channels: int) -> int:
@@ -85,7 +86,7 @@ def divisor_at_most(groups: int, channels: int) -> int:
 
 
 def reduced_axes(index_set: str, channel_axis: int, ndim: int) -> tuple[int, ...]:
-    """The axes that an index set reduces in a tensor of `ndim` axes; `group` is reduced by `group_view` first."""
+    """The axes that an index set (other than group) reduces in a tensor of `ndim` axes."""
     if index_set == "channel":
         return (channel_axis,)
     if index_set == "layer":
@@ -95,22 +96,29 @@ def reduced_axes(index_set: str, channel_axis: int, ndim: int) -> tuple[int, ...
 
 
 def mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The mean over the axes, which stay with size 1."""
     return x.mean(axes, keepdim=True)
 
 
 def mean_square(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The mean of the squares over the axes, which stay with size 1."""
     return x.square().mean(axes, keepdim=True)
 
 
 def var(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The variance (biased) over the axes, which stay with size 1."""
     return x.var(axes, correction=0, keepdim=True)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor itself, or in float32 where it is float16 or bfloat16."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def per_group(x: Tensor, statistic, groups: int, channel_axis: int) -> Tensor:  # noqa: ANN001 - copied to exports
+def per_group(
+    x: Tensor, statistic: Callable[[Tensor, tuple[int, ...]], Tensor], groups: int, channel_axis: int
+) -> Tensor:
+    """A statistic of each sample's groups of channels, given to every channel of its group."""
     grouped = x.unflatten(channel_axis, (groups, -1))
     axes = tuple(axis for axis in range(1, grouped.dim()) if axis != channel_axis)
     value = statistic(grouped, axes)

@@ -28,7 +28,7 @@ class Op:
     """One primitive.
 
     Args:
-        name: how it is written in an expression; a Python identifier.
+        name: how it is written in an expression; a Python identifier in ASCII.
         arity: number of arguments, at least 1.
         function: tensors in, one tensor out, elementwise and broadcasting; None for a moment.
         commutative: whether the order of the arguments does not matter.
@@ -50,8 +50,8 @@ class Op:
     passes: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise InputError(f"an op's name must be a Python identifier, got {self.name!r}")
+        if not (self.name.isidentifier() and self.name.isascii()):
+            raise InputError(f"an op's name must be a Python identifier in ASCII, got {self.name!r}")
         if self.arity < 1:
             raise InputError(f"op {self.name!r} has arity {self.arity}, but an op takes at least 1 argument")
         if (self.function is None) == (self.moment is None):
@@ -68,7 +68,8 @@ def mul(a: Tensor, b: Tensor) -> Tensor:
 
 def div(a: Tensor, b: Tensor) -> Tensor:
     eps = 1e-5
-    return a / torch.where(b.abs() > eps, b, torch.where(b < 0, -eps, eps))
+    guard = eps * torch.where(b < 0, -1.0, 1.0).to(b.dtype)  # the cast keeps half precision what it is
+    return a / torch.where(b.abs() > eps, b, guard)
 
 
 def maximum(a: Tensor, b: Tensor) -> Tensor:
@@ -232,7 +233,12 @@ def register(op: Op) -> Op:
 def _same_function(a: Callable[..., Tensor] | None, b: Callable[..., Tensor] | None) -> bool:
     if a is None or b is None:
         return a is b
-    return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
+    # By code, not by identity: a worker that imports the module again gets new, equal functions.
+    return a is b or (_code(a) is not None and _code(a) == _code(b))
+
+
+def _code(function: Callable[..., Tensor]) -> object:
+    return getattr(function, "__code__", None)
 
 
 def find_op(name: str, where: str = "") -> Op:
@@ -286,4 +292,3 @@ ACTIVATIONS = tuple(
     name for name, op in OPS.items() if op.arity == 1 and op.moment is None and name not in EVONORM_POINTWISE
 )
 """The usual activations and elementary functions; off in the EvoNorm presets."""
-

@@ -1,4 +1,4 @@
-"""`Space`: what a controller can propose and a task can build. A graph space, a KAN space, your own are equals."""
+"""`Space`: what a controller can propose and a task can build. The graph space and your own are equals."""
 
 from __future__ import annotations
 
@@ -50,13 +50,15 @@ class Space(ABC, Generic[Candidate]):
         """
         raise InputError(f"{type(self).__name__} has no crossover; choose a controller without one")
 
-    def suggest(self, trial: Any) -> Candidate:  # noqa: ANN401 - an optuna.Trial, which spaces may not import
+    def suggest(self, trial: Any) -> Candidate:
         """A candidate from an Optuna trial, define-by-run; must be able to yield all that `sample` can.
 
         Raises:
             InputError: the space has no such form (the default).
         """
-        raise InputError(f"{type(self).__name__} has no suggest(trial); choose a controller that is not Optuna's")
+        raise InputError(
+            f"{type(self).__name__} has no suggest(trial); choose a controller other than Optuna's"
+        )
 
     @abstractmethod
     def build(self, candidate: Candidate, site: Site) -> nn.Module:
@@ -71,11 +73,11 @@ class Space(ABC, Generic[Candidate]):
         """Structural identity: equal keys compute the same function wherever they are built."""
 
     @abstractmethod
-    def to_json(self, candidate: Candidate) -> Any:  # noqa: ANN401 - plain JSON
+    def to_json(self, candidate: Candidate) -> Any:
         """Plain JSON from which `from_json` makes an equal candidate."""
 
     @abstractmethod
-    def from_json(self, data: Any) -> Candidate:  # noqa: ANN401 - whatever a file held
+    def from_json(self, data: Any) -> Candidate:
         """The candidate of `to_json`'s data, checked.
 
         Raises:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from normact.spaces.errors import InputError
+from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.graph import MAX_NODES, Arg, LayerGraph, Node
 from normact.spaces.inputs import is_input
-from normact.spaces.ops import OPS, Op, find_op
+from normact.spaces.ops import OPS, Op
 
 MAX_TEXT = 100_000
 MAX_DEPTH = 100
@@ -69,7 +69,11 @@ class _Reader:
             return name
         if name == "affine":
             raise self.error("affine(...) may only be outermost", position)
-        op = find_op(name, f" at position {position}")
+        if name not in OPS:
+            raise unknown_name(
+                "op or input", name, [*OPS, "x", "zero", "v0", "v1"], f" at position {position}"
+            )
+        op = OPS[name]
         args = self.arguments(op, position, depth)
         node = Node(name, args)
         if node not in self.places:
@@ -111,12 +115,13 @@ class _Reader:
         return repr(rest[:12]) if rest else "the end"
 
     def error(self, message: str, position: int) -> InputError:
+        position += len(self.text[position:]) - len(self.text[position:].lstrip())
         around = self.text[max(0, position - 20) : position + 20]
         return InputError(f"at position {position}: {message}; in ...{around!r}...")
 
 
 def formula(graph: LayerGraph) -> str:
-    """The graph as people write it, such as `x * sigmoid(v1 * x) / group_std(x)`; the affine as `affine(...)`."""
+    """The graph as people write it: `x * sigmoid(v1 * x) / group_std(x)`; the affine as `affine(...)`."""
     text = _print(graph, _infix, precedence=True)
     return f"affine({text})" if graph.affine else text
 
@@ -149,12 +154,11 @@ def _print(
 
 
 def _listing(graph: LayerGraph) -> str:
-    """A graph whose expression would be too long, because subexpressions are shared, as a list of its nodes."""
-    names = {i: f"n{i}" for i in graph.live}
-    rows = (
-        f"n{i} = {graph.nodes[i].op}({', '.join(names[a] if isinstance(a, int) else a for a in graph.nodes[i].args)})"
-        for i in graph.live
-    )
+    """The nodes one by one: for a graph whose expression would be too long, subexpressions being shared."""
+    rows = []
+    for i in graph.live:
+        args = (f"n{a}" if isinstance(a, int) else a for a in graph.nodes[i].args)
+        rows.append(f"n{i} = {graph.nodes[i].op}({', '.join(args)})")
     return "; ".join(rows)
 
 
