@@ -1,0 +1,7 @@
+"""Controllers: how candidates are proposed."""
+
+from normact.search.controllers.base import Controller, Start
+from normact.search.controllers.evolution import Evolution, pareto_front, skills_by_anchor
+from normact.search.controllers.random import RandomSearch
+
+__all__ = ["Controller", "Evolution", "RandomSearch", "Start", "pareto_front", "skills_by_anchor"]

@@ -1,0 +1,99 @@
+"""`Controller`: proposes candidates and learns from their outcomes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from normact.search.objective import Objective
+from normact.search.outcome import Outcome, Proposal
+from normact.spaces.space import Space
+
+
+@dataclass(frozen=True)
+class Start:
+    """A candidate to begin with, and where it is from, such as `evonorm_b0` or `run:KEY`."""
+
+    candidate: Any
+    origin: str
+
+
+class Controller(ABC):
+    """Proposes by `ask`, learns by `tell`. Lives in the driver, is used by one thread, owns no files.
+
+    Outcomes come in any order, each number once; several proposals may be open at once. The randomness of a
+    proposal comes from (seed, number) alone, never from a running stream: so a controller to which a ledger was
+    replayed goes on as if it had never stopped. The proposals of `start_from` come first.
+
+    To write one: override `propose` and `learn`; keep what they need in memory.
+
+    Args:
+        space: what to propose from.
+        objective: what to be good at; scores come per anchor.
+        seed: of all proposals.
+        start_from: proposed first, in order.
+
+    Attributes:
+        replayable: False where `replay` and `tell` cannot bring back the state exactly.
+        history: how many of the latest outcomes it needs when a run is resumed; None for all.
+    """
+
+    replayable: bool = True
+    history: int | None = None
+
+    def __init__(self, space: Space, objective: Objective, seed: int, start_from: Sequence[Start] = ()) -> None:
+        self.space = space
+        self.objective = objective
+        self.seed = seed
+        self.start_from = tuple(start_from)
+        self._next = 0
+        self._open: dict[int, Proposal] = {}
+
+    def ask(self) -> Proposal:
+        """The next proposal. Its number counts from 0."""
+        number = self._next
+        if number < len(self.start_from):
+            start = self.start_from[number]
+            proposal = Proposal(number, start.candidate, (), "start", {"origin": start.origin})
+        else:
+            proposal = self.propose(number, np.random.default_rng(np.random.SeedSequence([self.seed, number])))
+        self.replay(proposal)
+        return proposal
+
+    def replay(self, proposal: Proposal) -> None:
+        """Take note of a proposal that was made before: by `ask`, or by an earlier driver of the run.
+
+        Raises:
+            ValueError: its number is not the next one.
+        """
+        if proposal.number != self._next:
+            raise ValueError(f"proposal {proposal.number} is out of order: the next number is {self._next}")
+        self._open[proposal.number] = proposal
+        self._next += 1
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """What was learnt about an open proposal.
+
+        Raises:
+            ValueError: no such proposal is open.
+        """
+        if number not in self._open:
+            raise ValueError(f"proposal {number} is not open: it was never asked, or was told before")
+        self.learn(self._open.pop(number), outcome)
+
+    @property
+    def open(self) -> tuple[int, ...]:
+        """Numbers of the proposals that were not told yet, in order."""
+        return tuple(self._open)
+
+    @abstractmethod
+    def propose(self, number: int, rng: np.random.Generator) -> Proposal:
+        """Make proposal `number`, drawing from `rng` alone."""
+
+    @abstractmethod
+    def learn(self, proposal: Proposal, outcome: Outcome) -> None:
+        """Take in an outcome: accepted (with scores), rejected, or the same as an earlier one."""

@@ -1,0 +1,117 @@
+"""Evolution after EvoNorm (arXiv 2004.02967): a sliding window, tournaments, Pareto winners over anchors."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from normact.search.controllers.base import Controller, Start
+from normact.search.objective import Objective
+from normact.search.outcome import Outcome, Proposal
+from normact.spaces.errors import InputError
+from normact.spaces.space import Space
+
+
+@dataclass(frozen=True)
+class Member:
+    """A candidate in the window: its skill per anchor, in the anchors' order of name."""
+
+    number: int
+    candidate: Any
+    skills: tuple[float, ...]
+
+
+class Evolution(Controller):
+    """Tournament evolution over a sliding window of accepted candidates.
+
+    Each proposal: with probability `fresh` a new sample. Otherwise a tournament is drawn from the window, its
+    winner is a random member of the tournament's Pareto front over the anchors (or the member of the highest
+    mean), and is mutated `mutations` times in sequence. Rejected candidates and duplicates do not enter the
+    window. Until `warmup` members are in it, everything is fresh.
+
+    Args:
+        window: most recent accepted candidates that are kept (aging).
+        tournament: share of the window that enters a tournament.
+        least_tournament: but at least so many members.
+        winner: `pareto` over anchors, or `mean` of the skills.
+        mutations: mutations in sequence per child.
+        fresh: share of new samples.
+        warmup: members in the window before the first tournament.
+
+    Raises:
+        InputError: a number out of range or an unknown `winner`.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        objective: Objective,
+        seed: int,
+        start_from: Sequence[Start] = (),
+        window: int = 2500,
+        tournament: float = 0.05,
+        least_tournament: int = 5,
+        winner: Literal["pareto", "mean"] = "pareto",
+        mutations: int = 2,
+        fresh: float = 0.5,
+        warmup: int = 10,
+    ) -> None:
+        super().__init__(space, objective, seed, start_from)
+        if window < 1 or mutations < 1 or warmup < 1 or least_tournament < 1:
+            raise InputError(
+                "evolution needs window, mutations, warmup and least_tournament of at least 1, got "
+                f"{window}, {mutations}, {warmup}, {least_tournament}"
+            )
+        if not 0 < tournament <= 1 or not 0 <= fresh <= 1:
+            raise InputError(f"evolution needs 0 < tournament <= 1 and 0 <= fresh <= 1, got {tournament}, {fresh}")
+        if winner not in ("pareto", "mean"):
+            raise InputError(f"winner must be pareto or mean, got {winner!r}")
+        self.window: deque[Member] = deque(maxlen=window)
+        self.tournament = tournament
+        self.least_tournament = least_tournament
+        self.winner = winner
+        self.mutations = mutations
+        self.fresh = fresh
+        self.warmup = warmup
+
+    def propose(self, number: int, rng: np.random.Generator) -> Proposal:
+        if len(self.window) < self.warmup or rng.random() < self.fresh:
+            return Proposal(number, self.space.sample(rng), (), "sample")
+        parent = self._winner(rng)
+        child = parent.candidate
+        for _ in range(self.mutations):
+            child = self.space.mutate(child, rng)
+        return Proposal(number, child, (parent.number,), "mutate")
+
+    def learn(self, proposal: Proposal, outcome: Outcome) -> None:
+        if outcome.accepted:
+            skills = skills_by_anchor(self.objective, outcome)
+            self.window.append(Member(proposal.number, proposal.candidate, tuple(skills.values())))
+
+    def _winner(self, rng: np.random.Generator) -> Member:
+        size = max(self.least_tournament, round(self.tournament * len(self.window)))
+        picks = rng.choice(len(self.window), size=min(size, len(self.window)), replace=False)
+        entrants = [self.window[int(i)] for i in picks]
+        if self.winner == "mean":
+            return max(entrants, key=lambda m: (sum(m.skills), -m.number))
+        front = pareto_front(entrants)
+        return front[int(rng.integers(len(front)))]
+
+
+def skills_by_anchor(objective: Objective, outcome: Outcome) -> Mapping[str, float]:
+    """The objective's last skill per anchor, sorted by the anchor's name."""
+    return {anchor: objective.skill(v) for anchor, v in sorted(outcome.final(objective.name).items())}
+
+
+def pareto_front(members: Sequence[Member]) -> list[Member]:
+    """The members that no other one is at least as good as on every anchor and better on one."""
+
+    def dominates(a: Member, b: Member) -> bool:
+        pairs = list(zip(a.skills, b.skills, strict=True))
+        return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+    return [m for m in members if not any(dominates(other, m) for other in members)]
