@@ -67,10 +67,18 @@ class TimedOut:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker died while it had the job. Whether the candidate or the machine was at fault is not known."""
+    """The worker died while it had the job. Whether the candidate or the machine was at fault is not known.
+
+    Args:
+        job: the only one that the worker had.
+        reason: what is known of the death.
+        deaths: workers that have died with it in hand, this one included: where one dies with several jobs, a
+            pool may first run each again alone.
+    """
 
     job: Job
     reason: str
+    deaths: int = 1
 
 
 Report = Done | Failed | TimedOut | Lost
