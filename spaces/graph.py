@@ -187,7 +187,6 @@ def _node(row: Any, position: int) -> Node:
         if isinstance(arg, str):
             check_input(arg, f" at node {position}")
         elif isinstance(arg, bool) or not isinstance(arg, int) or not 0 <= arg < position:
-            raise InputError(
-                f"node {position} refers to {arg!r}; only nodes 0 to {position - 1} come before it"
-            )
+            earlier = f"only nodes 0 to {position - 1} come" if position else "no node comes"
+            raise InputError(f"node {position} refers to {str(arg)[:40]}; {earlier} before it")
     return Node(op.name, args)

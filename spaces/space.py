@@ -117,6 +117,10 @@ class Space(ABC, Generic[Candidate]):
         """
         raise InputError(f"{type(self).__name__} prints no source: {self.describe(candidate)}")
 
+    def source_arguments(self, site: Site) -> dict[str, Any]:
+        """Arguments of the printed factory function that make what `build` makes at a site."""
+        return {"num_features": site.in_features, "layout": site.layout}
+
     def baselines(self) -> dict[str, Candidate]:
         """Named, known layers that can be compared with candidates; by name. Empty by default."""
         return {}

@@ -16,7 +16,11 @@ _TOKEN = re.compile(r"\s*(?:([A-Za-z_][A-Za-z_0-9]*(?:\.\d+)?(?:_\d+)?)|([(),]))
 
 
 def to_text(graph: LayerGraph) -> str:
-    """The expression that `parse` reads, such as `mul(x, sigmoid(mul(v1, x)))`; `affine(...)` outermost."""
+    """The expression that `parse` reads, such as `mul(x, sigmoid(mul(v1, x)))`; `affine(...)` outermost.
+
+    Where that would pass 100,000 characters (shared subexpressions are written out), the nodes are listed one
+    by one instead; such text is for people, and only JSON brings the graph back.
+    """
     text = _print(graph, lambda op, args: f"{op.name}({', '.join(args)})")
     return f"affine({text})" if graph.affine else text
 
