@@ -1,0 +1,91 @@
+"""What lives in a Ray actor: an evaluator behind text in and text out."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from normact.search.pool import Evaluate, Job
+
+REASON_LENGTH = 400
+
+
+class Worker:
+    """One worker: made in its process, then `start`, then `run` for each job.
+
+    Both methods answer with JSON text and raise nothing that a person's code raised, so that the driver
+    unpickles no object of theirs, and the process stays up.
+
+    Args:
+        module_paths: folders to import from first.
+    """
+
+    def __init__(self, module_paths: Sequence[str]) -> None:
+        # A terminal sends Ctrl-C to every process in it: the driver alone decides what becomes of a job.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.path[:0] = module_paths
+        self._evaluate: Evaluate | None = None
+
+    def start(self, make_evaluate: bytes) -> str:
+        """Unpickle the factory and make the evaluator, one thread to each.
+
+        It comes pickled twice, for the folders of `__init__` to count before anything in it is imported.
+
+        Returns:
+            JSON `{}`, or `{"error": ...}` where that raised.
+        """
+        try:
+            import torch
+
+            torch.set_num_threads(1)
+            self._evaluate = pickle.loads(make_evaluate)()
+        except (Exception, SystemExit) as problem:
+            return json.dumps({"error": described(problem)})
+        return json.dumps({})
+
+    def run(self, text: str) -> str:
+        """Judge a job.
+
+        Args:
+            text: what `job_text` gave.
+
+        Returns:
+            JSON `{"outcomes": [...]}`, or `{"error": ...}` where the evaluator raised.
+        """
+        try:
+            assert self._evaluate is not None, "start comes first"
+            return json.dumps({"outcomes": [o.to_json() for o in self._evaluate(_job(text))]})
+        except (Exception, SystemExit) as problem:
+            return json.dumps({"error": described(problem)})
+
+
+def job_text(job: Job) -> str:
+    """A job as JSON text, which Ray sends twice as fast as the object.
+
+    Raises:
+        TypeError: a candidate or the snapshot is not JSON.
+    """
+    return json.dumps(asdict(job))
+
+
+def _job(text: str) -> Job:
+    data: dict[str, Any] = json.loads(text)
+    data["candidates"] = tuple((number, candidate) for number, candidate in data["candidates"])
+    return Job(**data)
+
+
+def described(problem: BaseException) -> str:
+    """An exception as one short line: type and message."""
+    return shortened(f"{type(problem).__name__}: {problem}")
+
+
+def shortened(text: str) -> str:
+    """The text on one line, its middle left out where it is long."""
+    line = " ".join(text.split())
+    half = REASON_LENGTH // 2
+    return line if len(line) <= REASON_LENGTH else f"{line[:half]} ... {line[-half:]}"
