@@ -1,0 +1,1 @@
+"""How candidates are proposed, judged and recorded. Knows no Ray, no Hydra and no terminal."""

@@ -186,6 +186,10 @@ class Engine:
         remaining = None if self.budget.minutes is None else max(0.0, self.budget.minutes * 60 - self.seconds)
         return Progress(self.funnel, self.best, self.best_skill, self.seconds, remaining)
 
+    def describe(self, number: int) -> str:
+        """A proposal in one line."""
+        return self.space.describe(self._proposals[number].candidate)
+
     @property
     def _out_of_time(self) -> bool:
         return self.budget.minutes is not None and self.seconds >= self.budget.minutes * 60

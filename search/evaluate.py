@@ -122,10 +122,11 @@ class Evaluator:
         for step in sorted({0, last, *(s for gate in self.train_gates for s in gate.steps)}):
             gates = [gate for gate in self.train_gates if step in gate.steps]
             for anchor, training in trainings.items():
-                if not record.timed("train", lambda t=training, s=step: t.run_to(s)):  # type: ignore[misc]
+                finite = record.timed("train", lambda t=training, s=step: t.run_to(s))  # type: ignore[misc]
+                record.steps = max(record.steps, training.step)
+                if not finite:
                     reason = f"the loss on {anchor} was {training.losses[-1]} at step {training.step}"
                     return Rejection("divergence", reason)
-                record.steps = max(record.steps, step)
                 values = self._values(anchor, training, record) if step else {}
                 ctx = TrainContext(self.space, candidate, self.task, anchor, training, values, record.seed)
                 for gate in gates:

@@ -1,0 +1,350 @@
+"""What the commands that run something do: search, resume, rerank, and the rerank at a search's end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from normact.launch import report, run_folder
+from normact.launch.config import (
+    Config,
+    budget_of,
+    controller_of,
+    gates_of,
+    in_worker,
+    limits_of,
+    pool_of,
+    rerank_evaluator,
+    rerank_task_of,
+    search_evaluator,
+    space_of,
+    task_of,
+)
+from normact.launch.export import export, find, note_of
+from normact.launch.progress import rerank_progress, search_progress
+from normact.search.controllers import Start
+from normact.search.engine import Engine
+from normact.search.evaluate import Evaluator
+from normact.search.history import History
+from normact.search.ledger import Ledger
+from normact.search.rerank import Entrant, Rerank, Standing
+from normact.spaces.errors import InputError, unknown_name
+from normact.spaces.space import Space
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every command needs beside its arguments."""
+
+    console: Console
+    module_paths: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+
+
+def search(setting: Setting, config: Config) -> int:
+    """`normact search`: a new run, its rerank and export."""
+    evaluator = checked_evaluator(config)
+    check_rerank(config, evaluator.space)
+    starts = starts_of(config, evaluator.space)
+    folder = Path(config["run_dir"])
+    with run_folder.create(folder, config) as ledger:
+        for note in evaluator.space.notes:
+            setting.console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        return _search(setting, config, folder, ledger, evaluator, starts)
+
+
+def resume(setting: Setting, folder: Path) -> int:
+    """`normact resume`: go on with a run that was stopped or killed, under the same config and numbers."""
+    with run_folder.open_ledger(folder, write=True) as ledger:
+        config = run_folder.trusted_config(folder, setting.allow)
+        evaluator = checked_evaluator(config)
+        return _search(setting, config, folder, ledger, evaluator, starts_of(config, evaluator.space))
+
+
+def rerank(setting: Setting, folder: Path) -> int:
+    """`normact rerank`: the finalists of a run against baselines, on fresh seeds."""
+    with run_folder.open_ledger(folder, write=True) as ledger:
+        config = run_folder.trusted_config(folder, setting.allow)
+        evaluator = checked_evaluator(config)
+        check_rerank(config, evaluator.space)
+        run_rerank(setting, config, folder, ledger, evaluator)
+    return 0
+
+
+def checked_evaluator(config: Config) -> Evaluator:
+    """The search's evaluator, made in the driver too: what is wrong with the config is said before anything runs."""
+    evaluator = search_evaluator(config)
+    evaluator.task.check_meets(evaluator.space)
+    evaluator.task.objective()
+    evaluator.task.splits  # noqa: B018 - loads: a missing folder is said now, not by a worker later
+    budget_of(config)
+    limits_of(config)
+    return evaluator
+
+
+def check_rerank(config: Config, space: Space) -> None:
+    """Check the rerank's part of a config before hours are spent on the search.
+
+    Raises:
+        InputError: an unknown baseline or objective, or anchors that the space cannot fill.
+    """
+    if not config["rerank"]["finalists"]:
+        return
+    known = space.baselines()
+    for name in config["rerank"]["baselines"]:
+        if name not in known:
+            raise unknown_name("baseline", name, known, " in rerank.baselines")
+    task = rerank_task_of(config)
+    task.check_meets(space)
+    task.objective(config["rerank"]["objective"])
+
+
+def starts_of(config: Config, space: Space) -> list[Start]:
+    """The candidates to start from: names, expressions, or `run:DIR` for the ten best of another run.
+
+    Raises:
+        InputError: one cannot be read or is none of the space.
+    """
+    starts: list[Start] = []
+    for text in config["start_from"]:
+        if text.startswith("run:"):
+            starts += _best_of_run(Path(text[4:]), config, space)
+        else:
+            starts.append(Start(space.parse(text), text))
+    for start in starts:
+        if reason := space.invalid(start.candidate):
+            raise InputError(f"start_from {start.origin!r} is none of the space: {reason}")
+    return starts
+
+
+def _best_of_run(folder: Path, config: Config, space: Space, count: int = 10) -> list[Start]:
+    with run_folder.open_ledger(folder) as ledger:
+        history = History(ledger)
+    ranked = history.ranked(task_of(config).objective())
+    best = next(iter(ranked.values()), [])[:count]
+    return [Start(space.from_json(history.proposals[o.number].candidate), f"run:{folder}#{o.number}") for o in best]
+
+
+def _search(
+    setting: Setting, config: Config, folder: Path, ledger: Ledger, evaluator: Evaluator, starts: Sequence[Start]
+) -> int:
+    console, space, objective = setting.console, evaluator.space, evaluator.task.objective()
+    known = run_folder.check_fingerprints(ledger, space)
+    controller = controller_of(config, space, objective, starts)
+    pool = pool_of(config, in_worker(search_evaluator, config), setting.module_paths)
+    try:
+        engine = Engine(
+            space, controller, ledger, pool, budget_of(config), objective, config["seed"], limits_of(config)
+        )
+        again = engine.replay()
+        if engine.funnel.proposals:
+            console.print(f"resumed at {engine.funnel.proposals} proposals, {again} of them judged again")
+        gates = [gate.name for gate in gates_of(config)]
+        with search_progress(console, gates, engine.budget, objective, engine.describe) as on_progress:
+            finished = engine.run(on_progress)
+    finally:
+        pool.close()
+    history = History(ledger)
+    report.print_funnel(console, history.funnel, gates, engine.seconds)
+    report.print_top(console, report.top_rows(history, space, objective, known, 5), objective)
+    console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
+    if not finished:
+        console.print(f"stopped; everything is recorded. Go on with: normact resume {folder}", soft_wrap=True)
+        return 130
+    if not engine.best:
+        console.print("Nothing passed every gate: search longer (budget.minutes), or loosen the gates.")
+        return 0
+    if config["rerank"]["finalists"]:
+        run_rerank(setting, config, folder, ledger, evaluator)
+    return 0
+
+
+def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, evaluator: Evaluator) -> None:
+    """Rerank a run's finalists, print the table, and export the best one by validation."""
+    console, space = setting.console, evaluator.space
+    history = History(ledger)
+    entrants = entrants_of(config, history, evaluator, ledger.meta("known_fingerprints", {}))
+    objective = rerank_task_of(config).objective(config["rerank"]["objective"])
+    pool = pool_of(config, in_worker(rerank_evaluator, config), setting.module_paths)
+    try:
+        rows = _rerank(console, config, ledger, entrants, objective, pool)
+    except KeyboardInterrupt:
+        console.print(f"stopped; what was trained is recorded. Go on with: normact rerank {folder}", soft_wrap=True)
+        return
+    finally:
+        pool.close()
+    ledger.set_meta("standings", [report.standing_json(row) for row in rows])
+    report.print_standings(console, rows, objective, config["rerank"]["seeds"])
+    if config["export"]["winner"]:
+        finalists = [row for row in rows if row.entrant.role == "finalist"]
+        winner = max(finalists, key=lambda row: objective.skill(row.validation))
+        number = int(winner.entrant.name.lstrip("#").split()[0])
+        _export_winner(setting, folder, ledger, history, evaluator, number)
+
+
+def _rerank(console: Console, config: Config, ledger: Ledger, entrants: list[Entrant], objective, pool) -> list[Standing]:  # noqa: ANN001
+    parts = ("rerank", "data", "objective", "space", "task")
+    judged = Rerank(
+        entrants,
+        config["rerank"]["seeds"],
+        objective,
+        {part: config[part] for part in parts},
+        ledger,
+        pool,
+        config["limits"]["train_seconds"],
+    )
+    with rerank_progress(console) as on_progress:
+        return judged.run(on_progress)
+
+
+def entrants_of(
+    config: Config, history: History, evaluator: Evaluator, known: dict[str, str]
+) -> list[Entrant]:
+    """The best distinct finds of a run, and the baselines. A find that is a baseline is no finalist.
+
+    Raises:
+        InputError: nothing was accepted.
+    """
+    space, baselines = evaluator.space, evaluator.space.baselines()
+    names = {fingerprint: name for name, fingerprint in known.items()}
+    wanted = config["rerank"]["baselines"]
+    ranked = next(iter(history.ranked(evaluator.task.objective()).values()), [])
+    finalists = [o for o in ranked if names.get(o.fingerprint) not in wanted][: config["rerank"]["finalists"]]
+    entrants = []
+    for outcome in finalists:
+        data = history.proposals[outcome.number].candidate
+        candidate = space.from_json(data)
+        called = f" = {names[outcome.fingerprint]}" if outcome.fingerprint in names else ""
+        text = report.readable(space, candidate)
+        entrants.append(Entrant(f"#{outcome.number}{called}", "finalist", data, text))
+    for name in wanted:
+        candidate = baselines[name]
+        entrants.append(Entrant(name, "baseline", space.to_json(candidate), report.readable(space, candidate)))
+    return entrants
+
+
+def _export_winner(
+    setting: Setting, folder: Path, ledger: Ledger, history: History, evaluator: Evaluator, number: int
+) -> None:
+    exports = folder / run_folder.EXPORTS
+    exports.mkdir(exist_ok=True)
+    candidate = evaluator.space.from_json(history.proposals[number].candidate)
+    name = f"layer_{evaluator.space.key(candidate)[:8]}"
+    path = exports / f"{name}.py"
+    if path.exists():
+        setting.console.print(f"already exported: {path}", highlight=False, soft_wrap=True)
+        return
+    write_export(setting, folder, ledger, history, evaluator, number, name, path)
+
+
+def write_export(
+    setting: Setting,
+    folder: Path,
+    ledger: Ledger,
+    history: History,
+    evaluator: Evaluator,
+    number: int,
+    name: str,
+    path: Path,
+) -> None:
+    """Export one candidate and say where it is and how it was checked."""
+    space = evaluator.space
+    candidate = space.from_json(history.proposals[number].candidate)
+    versions: dict[str, Any] = ledger.meta("versions", {})
+    note = note_of(history, number, evaluator.task.objective(), folder.name, versions)
+    difference = export(space, candidate, name, path, note)
+    setting.console.print(
+        f"exported #{number} to {path}: outputs and gradients within {difference:.1g} of the searched layer's",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def export_command(setting: Setting, folder: Path, key: str, out: Path, name: str) -> int:
+    """`normact export`: one candidate of a run as a Python file."""
+    config = run_folder.trusted_config(folder, setting.allow)
+    with run_folder.open_ledger(folder) as ledger:
+        evaluator = search_evaluator(config)
+        history = History(ledger)
+        number = find(history, evaluator.space, evaluator.task.objective(), key)
+        name = name or out.stem.lower()
+        write_export(setting, folder, ledger, history, evaluator, number, name, out)
+    return 0
+
+
+def show(setting: Setting, folder: Path, top: int, as_json: bool) -> int:
+    """`normact show`: the best layers, the funnel and the rerank of a run, also while it goes on."""
+    config = run_folder.trusted_config(folder, setting.allow)
+    with run_folder.open_ledger(folder) as ledger:
+        history = History(ledger)
+        known, standings = ledger.meta("known_fingerprints", {}), ledger.meta("standings", [])
+        seconds, reads = float(ledger.meta("active_seconds", 0.0)), ledger.count("test_read")
+    space, objective = space_of(config), task_of(config).objective()
+    gates = [gate.name for gate in gates_of(config)]
+    rows = report.top_rows(history, space, objective, known, top)
+    if as_json:
+        funnel = [{"ended_at": n, "candidates": c, "left": left} for n, c, left in history.funnel.rows(gates)]
+        data = {
+            "run": folder.name,
+            "proposals": history.funnel.proposals,
+            "accepted": history.funnel.ended["accepted"],
+            "trained_past_step_10": history.funnel.trained,
+            "seconds": seconds,
+            "funnel": funnel,
+            "worker_seconds": dict(history.funnel.seconds),
+            "objective": objective.name,
+            "top": rows,
+            "rerank": standings,
+            "test_reads": reads,
+        }
+        report.print_json(setting.console, data)
+        return 0
+    report.print_top(setting.console, rows, objective)
+    report.print_funnel(setting.console, history.funnel, gates, seconds)
+    for row in standings:
+        text = f"rerank: {row['name']} test {row['test']:.4f} (sd {row['sd']:.4f}), {row['verdict']}"
+        setting.console.print(text, highlight=False, soft_wrap=True, markup=False)
+    setting.console.print(f"the test split was read by {reads} rerank(s)", highlight=False)
+    return 0
+
+
+def dry_run(setting: Setting, config: Config) -> int:
+    """`normact search --dry-run`: the resolved config, and how long it would take."""
+    evaluator = checked_evaluator(config)
+    check_rerank(config, evaluator.space)
+    setting.console.file.write(yaml.safe_dump(config, sort_keys=False))
+    minutes = config["budget"]["minutes"]
+    workers = config["pool"].get("workers", 1)
+    if minutes is None:
+        search_seconds = config["budget"]["proposals"] * _seconds_per_training(evaluator) / workers
+        text = f"at most {search_seconds / 60:.1f} minutes, if every proposal were trained to the end"
+    else:
+        text = f"{minutes:g} minutes"
+    setting.console.print(f"# search: {text}", highlight=False)
+    if finalists := config["rerank"]["finalists"]:
+        trainings = (finalists + len(config["rerank"]["baselines"])) * config["rerank"]["seeds"]
+        seconds = trainings * _seconds_per_training(rerank_evaluator(config)) / workers
+        setting.console.print(f"# rerank: {trainings} trainings, about {seconds / 60:.1f} minutes", highlight=False)
+    return 0
+
+
+def _seconds_per_training(evaluator: Evaluator, steps: int = 3) -> float:
+    """A first baseline's time for a few steps on every anchor, scaled up; a sample's where there is no baseline."""
+    import numpy as np
+
+    space, task = evaluator.space, evaluator.task
+    candidate = next(iter(space.baselines().values()), None) or space.sample(np.random.default_rng(0))
+    seconds = 0.0
+    for anchor in task.anchors:
+        training = task.start(anchor, lambda site: space.build(candidate, site), 0)
+        training.run_to(1)
+        start = time.perf_counter()
+        training.run_to(1 + steps)
+        seconds += (time.perf_counter() - start) / steps * task.recipe.steps
+    return seconds

@@ -1,0 +1,115 @@
+"""Write a found layer as one Python file that needs torch alone, and check it against what was searched."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from normact.search.engine import mean_skill
+from normact.search.history import History
+from normact.search.objective import Objective
+from normact.spaces.errors import InputError
+from normact.spaces.fingerprint import probe_batch
+from normact.spaces.site import Site
+from normact.spaces.space import Space
+
+TOLERANCE = 1e-6
+
+
+def export(space: Space, candidate: Any, name: str, path: Path, note: str) -> float:  # noqa: ANN401
+    """Write the file and return the largest relative difference between it and the searched layer.
+
+    Outputs and input gradients are compared at every probe site, in training and in evaluation, in float64,
+    relative to the root mean square.
+
+    Raises:
+        InputError: the path exists, has no folder or another ending than `.py`; or the file computes something
+            else than the layer, in which case it is not left behind.
+    """
+    if path.suffix != ".py":
+        raise InputError(f"--out {path} must end in .py")
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another name, nothing was overwritten")
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} does not exist; make it first")
+    path.write_text(space.source(candidate, name, note))
+    try:
+        difference = compare(space, candidate, load_factory(path, name))
+    except Exception:
+        path.unlink()
+        raise
+    if not difference <= TOLERANCE:
+        path.unlink()
+        raise InputError(f"the exported {name} differs from the layer by {difference:.2g} of its size: not written")
+    return difference
+
+
+def load_factory(path: Path, name: str) -> Callable[..., nn.Module]:
+    """The factory function of a file that was just written by `export`."""
+    spec = importlib.util.spec_from_file_location(f"normact_export_{name}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    factory: Callable[..., nn.Module] = getattr(module, name)
+    return factory
+
+
+def compare(space: Space, candidate: Any, factory: Callable[..., nn.Module]) -> float:  # noqa: ANN401
+    """The largest relative difference of outputs and input gradients between a space's module and a factory's."""
+    worst = 0.0
+    for site in space.probe_sites():
+        ours = space.build(candidate, site).double()
+        theirs = factory(**space.source_arguments(site)).double()
+        theirs.load_state_dict(ours.state_dict())
+        for training, number in ((True, 0), (True, 1), (False, 0)):
+            ours.train(training)
+            theirs.train(training)
+            for a, b in zip(_response(ours, site, number), _response(theirs, site, number), strict=True):
+                size = float(a.square().mean().sqrt())
+                worst = max(worst, float((a - b).abs().max()) / max(size, 1e-30))
+    return worst
+
+
+def _response(module: nn.Module, site: Site, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x, cotangent = probe_batch(site, number)
+    x = x.clone().requires_grad_()
+    y = module(x)
+    (gradient,) = torch.autograd.grad(y, x, cotangent)
+    return y.detach(), gradient
+
+
+def find(history: History, space: Space, objective: Objective, key: str) -> int:
+    """The number of the candidate that a person means: by key, `#number`, or the best for an empty key.
+
+    Raises:
+        InputError: there is none, or nothing was accepted yet.
+    """
+    if not key:
+        ranked = history.ranked(objective)
+        if not ranked:
+            raise InputError("nothing in this run has passed every gate yet; search longer, or name a --candidate")
+        return next(iter(ranked.values()))[0].number
+    if re.fullmatch(r"#?\d+", key) and int(key.lstrip("#")) in history.proposals:
+        return int(key.lstrip("#"))
+    for number, record in history.proposals.items():
+        if space.key(space.from_json(record.candidate)).startswith(key):
+            return number
+    raise InputError(f"no candidate {key!r} in this run; `normact show` lists keys and numbers")
+
+
+def note_of(history: History, number: int, objective: Objective, run: str, versions: dict[str, str]) -> str:
+    """Scores, run and versions, for an exported file's docstring."""
+    lines = [f"candidate: #{number} of run {run}, {history.origin(number)}"]
+    outcome = history.outcomes.get(number)
+    if outcome and outcome.accepted:
+        values = ", ".join(f"{a} {v:.4f}" for a, v in outcome.final(objective.name).items())
+        lines.append(f"search score: {objective.name} {values} (mean skill {mean_skill(objective, outcome):.4f}),")
+        lines.append(f"    after {outcome.steps} steps, one seed: a hypothesis, not a result")
+    lines.append(f"made by normact {versions.get('normact', '?')}, torch {versions.get('torch', '?')}")
+    return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""The command line: `normact search | resume | show | rerank | export | check | layers | ops`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from normact.launch import commands, inspect
+from normact.launch.config import add_module_paths, compose_config
+from normact.launch.run_folder import versions
+from normact.spaces.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; exit status 2 for what a person can mend, with one line that says how."""
+    console = Console()
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
+    try:
+        return _run(console, options)
+    except InputError as problem:
+        print(f"normact: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("normact: stopped", file=sys.stderr)
+        return 130
+
+
+def _run(console: Console, options: argparse.Namespace) -> int:
+    paths = [str(Path.cwd())]
+    if getattr(options, "config_dir", None):
+        paths.insert(0, str(options.config_dir.absolute()))
+    add_module_paths(paths)
+    setting = commands.Setting(console, tuple(paths), tuple(getattr(options, "allow", ())))
+    match options.command:
+        case "search":
+            config = compose_config(options.overrides, options.config_dir)
+            return commands.dry_run(setting, config) if options.dry_run else commands.search(setting, config)
+        case "check":
+            return inspect.check(console, compose_config(options.overrides, options.config_dir), options.expression)
+        case "resume":
+            return commands.resume(setting, options.run_dir)
+        case "rerank":
+            return commands.rerank(setting, options.run_dir)
+        case "show":
+            return commands.show(setting, options.run_dir, options.top, options.json)
+        case "export":
+            return commands.export_command(setting, options.run_dir, options.candidate, options.out, options.name)
+        case "layers":
+            return inspect.layers(console)
+        case _:
+            return inspect.ops(console)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="normact", description="Search for the activation and normalization layers of neural networks."
+    )
+    parser.add_argument("--version", action="version", version=f"normact {versions().get('normact')}")
+    commands_ = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    search = commands_.add_parser("search", help="start a search; overrides such as data=fashion_mnist")
+    search.add_argument("--dry-run", action="store_true", help="print the resolved config and estimated minutes")
+    check = commands_.add_parser("check", help="one layer through all gates and a training")
+    check.add_argument("expression", help="an expression or a name from `normact layers`")
+    for sub in (search, check):
+        sub.add_argument("overrides", nargs="*", help="Hydra overrides")
+        sub.add_argument("--config-dir", type=Path, help="a folder with YAML files and modules of your own")
+
+    for name, text in (
+        ("resume", "go on with a run that was stopped or killed"),
+        ("show", "the best layers, the funnel with its costs, the rerank"),
+        ("rerank", "train the best finds and baselines on fresh seeds"),
+        ("export", "write a found layer as one Python file that needs torch alone"),
+    ):
+        sub = commands_.add_parser(name, help=text)
+        sub.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+        sub.add_argument("--config-dir", type=Path, help="where modules of your own lie that the run names")
+        sub.add_argument(
+            "--allow", action="append", default=[], metavar="MODULE", help="trust this module of your own in the config"
+        )
+        if name == "show":
+            sub.add_argument("--top", type=int, default=10, help="how many layers (10)")
+            sub.add_argument("--json", action="store_true", help="as JSON")
+        if name == "export":
+            sub.add_argument("--candidate", default="", metavar="KEY", help="key or #number; the best where left out")
+            sub.add_argument("--out", type=Path, required=True, metavar="FILE.py")
+            sub.add_argument("--name", default="", help="of the factory function; the file's where left out")
+    commands_.add_parser("layers", help="the catalogue of known layers")
+    commands_.add_parser("ops", help="the op table, and which axes each index set means")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

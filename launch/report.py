@@ -1,0 +1,138 @@
+"""What `normact show` prints: the best layers, the funnel with its costs, the rerank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from normact.search.engine import mean_skill
+from normact.search.funnel import Funnel
+from normact.search.history import History
+from normact.search.objective import Objective
+from normact.search.outcome import Outcome
+from normact.search.rerank import ENOUGH_SEEDS, Standing
+from normact.spaces.graph import LayerGraph
+from normact.spaces.space import Space
+from normact.spaces.text import formula
+
+
+def top_rows(
+    history: History, space: Space, objective: Objective, known: Mapping[str, str], count: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The best candidates per kind of device, as plain data."""
+    names = {fingerprint: name for name, fingerprint in known.items()}
+
+    def row(outcome: Outcome) -> dict[str, Any]:
+        candidate = space.from_json(history.proposals[outcome.number].candidate)
+        return {
+            "number": outcome.number,
+            "key": space.key(candidate),
+            "skill": mean_skill(objective, outcome),
+            "scores": outcome.final(objective.name),
+            "layer": readable(space, candidate),
+            "expression": space.describe(candidate),
+            "same_as": names.get(outcome.fingerprint, ""),
+            "origin": history.origin(outcome.number),
+        }
+
+    return {device: [row(o) for o in ranked[:count]] for device, ranked in history.ranked(objective).items()}
+
+
+def readable(space: Space, candidate: Any) -> str:  # noqa: ANN401 - the space's value object
+    """A candidate as people write it: a formula where it is a graph."""
+    return formula(candidate.canonical) if isinstance(candidate, LayerGraph) else space.describe(candidate)
+
+
+def print_top(console: Console, rows: Mapping[str, Sequence[Mapping[str, Any]]], objective: Objective) -> None:
+    """A table per kind of device."""
+    if not rows:
+        console.print("No candidate has passed every gate yet.")
+    for device, best in rows.items():
+        table = Table(title=f"Best by mean skill of {objective.name} ({device}, one seed)", title_justify="left")
+        for column in ("#", "key", "skill", *sorted(best[0]["scores"]), "layer", "from"):
+            table.add_column(column, overflow="fold", no_wrap=column in ("#", "key", "skill"))
+        for row in best:
+            name = f"{row['layer']}  = {row['same_as']}" if row["same_as"] else row["layer"]
+            scores = (f"{value:.4f}" for _, value in sorted(row["scores"].items()))
+            table.add_row(
+                str(row["number"]), row["key"][:8], f"{row['skill']:.4f}", *scores, name, row["origin"]
+            )
+        console.print(table)
+
+
+def print_funnel(console: Console, funnel: Funnel, gates: Sequence[str], seconds: float) -> None:
+    """Where proposals ended, and the worker time that each gate took."""
+    table = Table(title=f"Funnel: {funnel.proposals} proposals in {seconds:.0f} s", title_justify="left")
+    for column in ("ended at", "candidates", "left", "worker s"):
+        table.add_column(column, justify="left" if column == "ended at" else "right")
+    for name, count, left in funnel.rows(gates):
+        cost = funnel.seconds.get(name, 0.0)
+        table.add_row(name, str(count), str(left), f"{cost:.1f}" if cost else "")
+    table.add_section()
+    table.add_row("accepted", str(funnel.ended["accepted"]), "", "")
+    for name in ("build", "train", "measure"):
+        table.add_row(f"({name})", "", "", f"{funnel.seconds.get(name, 0.0):.1f}")
+    console.print(table)
+    console.print(f"{funnel.trained} distinct functions were trained past step 10.", highlight=False)
+
+
+def print_standings(console: Console, rows: Sequence[Standing], objective: Objective, seeds: int) -> None:
+    """The rerank's table, and what may be said of it."""
+    anchors = sorted({anchor for row in rows for anchor in row.by_anchor})
+    table = Table(title=f"Rerank: test {objective.name}, mean of {seeds} fresh seeds", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for column in (*anchors, "mean", "sd", "vs best baseline", "verdict"):
+        table.add_column(column, justify="right" if column != "verdict" else "left")
+    for row in rows:
+        interval = "" if row.difference is None else f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
+        failed = f" ({row.failed} failed)" if row.failed else ""
+        table.add_row(
+            row.entrant.name,
+            *(f"{row.by_anchor[a]:.4f}" if a in row.by_anchor else "-" for a in anchors),
+            f"{row.test:.4f}",
+            f"{row.deviation:.4f}",
+            interval,
+            row.verdict + failed,
+        )
+    console.print(table)
+    for row in rows:
+        if row.entrant.role == "finalist":
+            console.print(f"  {row.entrant.name}: {row.entrant.text}", highlight=False, soft_wrap=True, markup=False)
+    console.print(conclusion(rows, seeds), highlight=False, soft_wrap=True)
+
+
+def conclusion(rows: Sequence[Standing], seeds: int) -> str:
+    """One sentence that says no more than the numbers do."""
+    best = next(row for row in rows if row.verdict == "best baseline")
+    if seeds < ENOUGH_SEEDS:
+        return f"Preliminary: {seeds} seeds cannot support a claim; give rerank.seeds={ENOUGH_SEEDS} or more."
+    better = [row.entrant.name for row in rows if row.verdict == "better"]
+    if better:
+        return f"Better than {best.entrant.name}, the best baseline by validation: {', '.join(better)} (Holm, 95%)."
+    return f"No finalist is shown to be better than {best.entrant.name}, the best baseline by validation (Holm, 95%)."
+
+
+def standing_json(row: Standing) -> dict[str, Any]:
+    """A standing as plain JSON."""
+    return {
+        "name": row.entrant.name,
+        "role": row.entrant.role,
+        "layer": row.entrant.text,
+        "validation": row.validation,
+        "test": row.test,
+        "sd": row.deviation,
+        "by_anchor": dict(row.by_anchor),
+        "failed": row.failed,
+        "difference": row.difference,
+        "interval": None if row.low is None else [row.low, row.high],
+        "verdict": row.verdict,
+    }
+
+
+def print_json(console: Console, data: Any) -> None:  # noqa: ANN401 - plain JSON
+    """Data as JSON on standard output, not wrapped and not coloured."""
+    console.file.write(json.dumps(data, indent=2) + "\n")

@@ -1,0 +1,259 @@
+"""`Rerank`: finalists and baselines, trained on fresh paired seeds, on anchors and data the search never saw."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from normact.search.ledger import Event, Ledger
+from normact.search.objective import Objective
+from normact.search.outcome import Outcome
+from normact.search.pool import Done, Job, Lost, Pool
+from normact.spaces.errors import InputError
+
+FIRST_SEED = 1_000_000
+"""Seeds of reranks count from here, so that none is a search's."""
+
+ENOUGH_SEEDS = 8
+"""With fewer, a result is preliminary and nothing may be called better."""
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A layer in a rerank.
+
+    Args:
+        name: unique within the rerank.
+        role: `finalist` or `baseline`.
+        candidate: as the space's JSON.
+        text: one line that describes it.
+    """
+
+    name: str
+    role: Literal["finalist", "baseline"]
+    candidate: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A layer's result: means over anchors and seeds, and the paired comparison with the best baseline.
+
+    Args:
+        entrant: the layer.
+        validation: mean of the objective on validation examples.
+        test: mean on test examples.
+        deviation: standard deviation over seeds of the test value (a mean over anchors).
+        by_anchor: mean test value per anchor.
+        failed: trainings that failed; they count as trivial.
+        difference: mean over seeds of the paired test difference to the best baseline; None for baselines.
+        low, high: its Holm-corrected interval.
+        verdict: `better`, `worse`, `no difference shown`, or that with `preliminary: `; `best baseline`, `baseline`.
+    """
+
+    entrant: Entrant
+    validation: float
+    test: float
+    deviation: float
+    by_anchor: Mapping[str, float]
+    failed: int
+    difference: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+
+
+class Rerank:
+    """Trains every entrant on every seed, in parallel, resumable: trainings in the ledger are not repeated.
+
+    Args:
+        entrants: finalists and baselines.
+        seeds: how many paired seeds.
+        objective: what decides, such as accuracy; its test value is measured as `test_<name>`.
+        setting: what the rerank's trainings depend on (task, recipe); a change of it makes a new rerank.
+        ledger: of the run; opened for writing.
+        pool: judges with an evaluator that measures the test split.
+        train_seconds: wall time one training may take.
+
+    Raises:
+        InputError: no finalist, no baseline, two entrants of one name, or no seed.
+    """
+
+    def __init__(
+        self,
+        entrants: Sequence[Entrant],
+        seeds: int,
+        objective: Objective,
+        setting: Any,  # noqa: ANN401 - plain JSON
+        ledger: Ledger,
+        pool: Pool,
+        train_seconds: float = 600.0,
+    ) -> None:
+        roles = [entrant.role for entrant in entrants]
+        if "finalist" not in roles or "baseline" not in roles:
+            raise InputError(
+                f"a rerank needs a finalist and a baseline, got {roles.count('finalist')} and "
+                f"{roles.count('baseline')}; search longer, or name baselines"
+            )
+        if len({entrant.name for entrant in entrants}) != len(entrants):
+            raise InputError(f"entrants need different names, got {[entrant.name for entrant in entrants]}")
+        if seeds < 2:
+            raise InputError(f"a rerank needs at least 2 seeds to have a spread, got {seeds}")
+        self.entrants = list(entrants)
+        self.seeds = [FIRST_SEED + i for i in range(seeds)]
+        self.objective = objective
+        self.setting = hashlib.blake2b(json.dumps(setting, sort_keys=True).encode(), digest_size=8).hexdigest()
+        self.ledger = ledger
+        self.pool = pool
+        self.train_seconds = train_seconds
+        self.results: dict[tuple[int, int], Outcome] = {}
+
+    def run(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Standing]:
+        """Train what the ledger lacks, and judge. Calls `on_progress(done, total)` after each training."""
+        self._recall()
+        total = len(self.entrants) * len(self.seeds)
+        jobs = [
+            Job(i, "train", ((index, self.entrants[index].candidate),), seed, self.train_seconds)
+            for i, (index, seed) in enumerate((e, s) for s in self.seeds for e in range(len(self.entrants)))
+            if (index, seed) not in self.results
+        ]
+        on_progress(len(self.results), total)
+        if jobs:
+            self.ledger.append([Event("test_read", 0, {"setting": self.setting, "trainings": len(jobs)})])
+        for outcome, job in self._judged(jobs):
+            index = job.candidates[0][0]
+            self.results[index, job.seed] = outcome
+            self.ledger.append([self._event(index, job.seed, outcome)])
+            on_progress(len(self.results), total)
+        return standings(self.entrants, self.seeds, self.results, self.objective)
+
+    def _judged(self, jobs: Sequence[Job]):  # noqa: ANN202 - an iterator of (Outcome, Job)
+        waiting = list(reversed(jobs))
+        flying = 0
+        deaths: defaultdict[int, int] = defaultdict(int)
+        while waiting or flying:
+            while waiting and self.pool.free("train") > 0:
+                self.pool.submit(waiting.pop())
+                flying += 1
+            report = self.pool.next(1.0)
+            if report is None:
+                continue
+            flying -= 1
+            job = report.job
+            if isinstance(report, Done):
+                yield report.outcomes[0], job
+            elif isinstance(report, Lost) and not deaths[job.id]:
+                deaths[job.id] += 1
+                waiting.append(job)
+            else:
+                yield Outcome(job.candidates[0][0], type(report).__name__, str(report)[:500], seed=job.seed), job
+
+    def _event(self, index: int, seed: int, outcome: Outcome) -> Event:
+        entrant = self.entrants[index]
+        data = {
+            "setting": self.setting,
+            "entrant": entrant.name,
+            "candidate": entrant.candidate,
+            "seed": seed,
+            "outcome": outcome.to_json(),
+        }
+        return Event("reranked", index, data)
+
+    def _recall(self) -> None:
+        places = {json.dumps(e.candidate, sort_keys=True): i for i, e in enumerate(self.entrants)}
+        for event in self.ledger.events("reranked"):
+            data = event.data
+            index = places.get(json.dumps(data["candidate"], sort_keys=True))
+            if data["setting"] == self.setting and index is not None and data["seed"] in self.seeds:
+                self.results[index, data["seed"]] = Outcome.from_json(data["outcome"])
+
+
+def standings(
+    entrants: Sequence[Entrant],
+    seeds: Sequence[int],
+    results: Mapping[tuple[int, int], Outcome],
+    objective: Objective,
+) -> list[Standing]:
+    """Judge the trainings: the best test value first.
+
+    The best baseline is the one with the best mean on *validation*; the test split decides nothing but the final
+    numbers. Finalists are compared with it by paired t tests over seeds, corrected after Holm: the finalist with
+    the k-th smallest p value gets an interval of level 1 - alpha / (m - k + 1), and it is called better or worse
+    if that interval excludes zero and so do those before it.
+    """
+    indices = range(len(entrants))
+    validation = {i: [_mean(results[i, s], objective.name, objective) for s in seeds] for i in indices}
+    test = {i: np.array([_mean(results[i, s], f"test_{objective.name}", objective) for s in seeds]) for i in indices}
+    baselines = [i for i in indices if entrants[i].role == "baseline"]
+    best = max(baselines, key=lambda i: objective.skill(float(np.mean(validation[i]))))
+    finalists = [i for i in indices if entrants[i].role == "finalist"]
+    compared = _holm({i: test[i] - test[best] for i in finalists}, objective)
+    rows = []
+    for i in indices:
+        difference, low, high, verdict = compared.get(i, (None, None, None, "baseline"))
+        if i == best:
+            verdict = "best baseline"
+        elif len(seeds) < ENOUGH_SEEDS and i in compared:
+            verdict = f"preliminary, {len(seeds)} seeds"
+        rows.append(
+            Standing(
+                entrants[i],
+                float(np.mean(validation[i])),
+                float(test[i].mean()),
+                float(test[i].std(ddof=1)),
+                _by_anchor([results[i, s] for s in seeds], f"test_{objective.name}"),
+                sum(bool(results[i, s].gate) for s in seeds),
+                difference,
+                low,
+                high,
+                verdict,
+            )
+        )
+    return sorted(rows, key=lambda row: -objective.skill(row.test))
+
+
+def _holm(
+    differences: Mapping[int, np.ndarray], objective: Objective
+) -> dict[int, tuple[float, float, float, str]]:
+    sign = 1.0 if objective.direction == "maximize" else -1.0
+    spread = {i: stats.sem(d) for i, d in differences.items()}
+    p = {i: _p_value(float(d.mean()), float(spread[i]), len(d)) for i, d in differences.items()}
+    verdicts, rejected = {}, True
+    for rank, i in enumerate(sorted(p, key=lambda k: p[k])):
+        level = ALPHA / (len(p) - rank)
+        d = differences[i]
+        half = float(stats.t.ppf(1 - level / 2, len(d) - 1) * spread[i])
+        mean = float(d.mean())
+        rejected = rejected and p[i] <= level
+        verdict = ("better" if sign * mean > 0 else "worse") if rejected else "no difference shown"
+        verdicts[i] = (mean, mean - half, mean + half, verdict)
+    return verdicts
+
+
+def _p_value(mean: float, sem: float, count: int) -> float:
+    """Two-sided paired t test; identical values in every seed are no evidence."""
+    if sem == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stats.t.sf(abs(mean) / sem, count - 1))
+
+
+def _mean(outcome: Outcome, name: str, objective: Objective) -> float:
+    values = [] if outcome.gate else list(outcome.final(name).values())
+    return float(np.mean(values)) if values else objective.trivial
+
+
+def _by_anchor(outcomes: Sequence[Outcome], name: str) -> dict[str, float]:
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for outcome in outcomes:
+        for anchor, value in outcome.final(name).items():
+            values[anchor].append(value)
+    return {anchor: float(np.mean(v)) for anchor, v in values.items()}
