@@ -168,16 +168,18 @@ class GraphSpace(Space[LayerGraph]):
         return self._notes
 
     def sample(self, rng: np.random.Generator) -> LayerGraph:
+        problem = ""
         for _ in range(MAX_TRIES):
-            nodes: list[Node] = []
-            for position in range(self.nodes):
-                nodes.append(self._draw(position, rng))
-            graph = LayerGraph(tuple(nodes), self.post_affine)
-            if not self.invalid(graph):
+            nodes = tuple(self._draw(position, rng) for position in range(self.nodes))
+            graph = LayerGraph(nodes, self.post_affine)
+            reason = self.invalid(graph)
+            if not reason:
                 return graph
+            if graph.reaches_x or not problem:
+                problem = reason  # most draws lack x whatever is asked for, so that is said last
         raise InputError(
             f"no valid layer in {MAX_TRIES} draws of {self.nodes} node(s) from {list(self.ops)}: "
-            f"the last one failed with: {self.invalid(graph)}; loosen the constraints or add ops"
+            f"the last one failed with: {problem}; loosen the constraints or add ops"
         )
 
     def mutate(self, candidate: LayerGraph, rng: np.random.Generator) -> LayerGraph:
