@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from rich.console import Console
 
@@ -33,6 +34,8 @@ from normact.search.engine import Engine
 from normact.search.evaluate import Evaluator
 from normact.search.history import History
 from normact.search.ledger import Ledger
+from normact.search.objective import Objective
+from normact.search.pool import Pool
 from normact.search.rerank import Entrant, Rerank, Standing
 from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.space import Space
@@ -46,6 +49,10 @@ class Setting:
     module_paths: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
 
+    def say(self, text: str) -> None:
+        """A plain line, not wrapped: what is copied from it stays whole."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
 
 def search(setting: Setting, config: Config) -> int:
     """`normact search`: a new run, its rerank and export."""
@@ -55,7 +62,7 @@ def search(setting: Setting, config: Config) -> int:
     folder = Path(config["run_dir"])
     with run_folder.create(folder, config) as ledger:
         for note in evaluator.space.notes:
-            setting.console.print(f"note: {note}", highlight=False, soft_wrap=True)
+            setting.say(f"note: {note}")
         return _search(setting, config, folder, ledger, evaluator, starts)
 
 
@@ -132,7 +139,12 @@ def _best_of_run(folder: Path, config: Config, space: Space, count: int = 10) ->
 
 
 def _search(
-    setting: Setting, config: Config, folder: Path, ledger: Ledger, evaluator: Evaluator, starts: Sequence[Start]
+    setting: Setting,
+    config: Config,
+    folder: Path,
+    ledger: Ledger,
+    evaluator: Evaluator,
+    starts: Sequence[Start],
 ) -> int:
     console, space, objective = setting.console, evaluator.space, evaluator.task.objective()
     known = run_folder.check_fingerprints(ledger, space)
@@ -144,7 +156,7 @@ def _search(
         )
         again = engine.replay()
         if engine.funnel.proposals:
-            console.print(f"resumed at {engine.funnel.proposals} proposals, {again} of them judged again")
+            setting.say(f"resumed at {engine.funnel.proposals} proposals, {again} of them judged again")
         gates = [gate.name for gate in gates_of(config)]
         with search_progress(console, gates, engine.budget, objective, engine.describe) as on_progress:
             finished = engine.run(on_progress)
@@ -153,12 +165,12 @@ def _search(
     history = History(ledger)
     report.print_funnel(console, history.funnel, gates, engine.seconds)
     report.print_top(console, report.top_rows(history, space, objective, known, 5), objective)
-    console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
+    setting.say(f"run folder: {folder}")
     if not finished:
-        console.print(f"stopped; everything is recorded. Go on with: normact resume {folder}", soft_wrap=True)
+        setting.say(f"stopped; everything is recorded. Go on with: normact resume {folder}")
         return 130
     if not engine.best:
-        console.print("Nothing passed every gate: search longer (budget.minutes), or loosen the gates.")
+        setting.say("Nothing passed every gate: search longer (budget.minutes), or loosen the gates.")
         return 0
     if config["rerank"]["finalists"]:
         run_rerank(setting, config, folder, ledger, evaluator)
@@ -167,7 +179,7 @@ def _search(
 
 def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, evaluator: Evaluator) -> None:
     """Rerank a run's finalists, print the table, and export the best one by validation."""
-    console, space = setting.console, evaluator.space
+    console = setting.console
     history = History(ledger)
     entrants = entrants_of(config, history, evaluator, ledger.meta("known_fingerprints", {}))
     objective = rerank_task_of(config).objective(config["rerank"]["objective"])
@@ -175,7 +187,7 @@ def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, e
     try:
         rows = _rerank(console, config, ledger, entrants, objective, pool)
     except KeyboardInterrupt:
-        console.print(f"stopped; what was trained is recorded. Go on with: normact rerank {folder}", soft_wrap=True)
+        setting.say(f"stopped; what was trained is recorded. Go on with: normact rerank {folder}")
         return
     finally:
         pool.close()
@@ -188,7 +200,9 @@ def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, e
         _export_winner(setting, folder, ledger, history, evaluator, number)
 
 
-def _rerank(console: Console, config: Config, ledger: Ledger, entrants: list[Entrant], objective, pool) -> list[Standing]:  # noqa: ANN001
+def _rerank(
+    console: Console, config: Config, ledger: Ledger, entrants: list[Entrant], objective: Objective, pool: Pool
+) -> list[Standing]:
     parts = ("rerank", "data", "objective", "space", "task")
     judged = Rerank(
         entrants,
@@ -203,9 +217,7 @@ def _rerank(console: Console, config: Config, ledger: Ledger, entrants: list[Ent
         return judged.run(on_progress)
 
 
-def entrants_of(
-    config: Config, history: History, evaluator: Evaluator, known: dict[str, str]
-) -> list[Entrant]:
+def entrants_of(config: Config, history: History, evaluator: Evaluator, known: dict[str, str]) -> list[Entrant]:
     """The best distinct finds of a run, and the baselines. A find that is a baseline is no finalist.
 
     Raises:
@@ -238,7 +250,7 @@ def _export_winner(
     name = f"layer_{evaluator.space.key(candidate)[:8]}"
     path = exports / f"{name}.py"
     if path.exists():
-        setting.console.print(f"already exported: {path}", highlight=False, soft_wrap=True)
+        setting.say(f"already exported: {path}")
         return
     write_export(setting, folder, ledger, history, evaluator, number, name, path)
 
@@ -259,11 +271,7 @@ def write_export(
     versions: dict[str, Any] = ledger.meta("versions", {})
     note = note_of(history, number, evaluator.task.objective(), folder.name, versions)
     difference = export(space, candidate, name, path, note)
-    setting.console.print(
-        f"exported #{number} to {path}: outputs and gradients within {difference:.1g} of the searched layer's",
-        highlight=False,
-        soft_wrap=True,
-    )
+    setting.say(f"exported #{number} to {path}: outputs and gradients within {difference:.1g} of the searched layer's")
 
 
 def export_command(setting: Setting, folder: Path, key: str, out: Path, name: str) -> int:
@@ -309,8 +317,8 @@ def show(setting: Setting, folder: Path, top: int, as_json: bool) -> int:
     report.print_funnel(setting.console, history.funnel, gates, seconds)
     for row in standings:
         text = f"rerank: {row['name']} test {row['test']:.4f} (sd {row['sd']:.4f}), {row['verdict']}"
-        setting.console.print(text, highlight=False, soft_wrap=True, markup=False)
-    setting.console.print(f"the test split was read by {reads} rerank(s)", highlight=False)
+        setting.say(text)
+    setting.say(f"the test split was read by {reads} rerank(s)")
     return 0
 
 
@@ -326,18 +334,16 @@ def dry_run(setting: Setting, config: Config) -> int:
         text = f"at most {search_seconds / 60:.1f} minutes, if every proposal were trained to the end"
     else:
         text = f"{minutes:g} minutes"
-    setting.console.print(f"# search: {text}", highlight=False)
+    setting.say(f"# search: {text}")
     if finalists := config["rerank"]["finalists"]:
         trainings = (finalists + len(config["rerank"]["baselines"])) * config["rerank"]["seeds"]
         seconds = trainings * _seconds_per_training(rerank_evaluator(config)) / workers
-        setting.console.print(f"# rerank: {trainings} trainings, about {seconds / 60:.1f} minutes", highlight=False)
+        setting.say(f"# rerank: {trainings} trainings, about {seconds / 60:.1f} minutes")
     return 0
 
 
 def _seconds_per_training(evaluator: Evaluator, steps: int = 3) -> float:
     """A first baseline's time for a few steps on every anchor, scaled up; a sample's where there is no baseline."""
-    import numpy as np
-
     space, task = evaluator.space, evaluator.task
     candidate = next(iter(space.baselines().values()), None) or space.sample(np.random.default_rng(0))
     seconds = 0.0

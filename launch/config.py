@@ -55,7 +55,7 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
         GlobalHydra.instance().clear()
 
 
-def make(node: Any, what: str, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever the config names
+def make(node: Any, what: str, **kwargs: Any) -> Any:
     """Instantiate a config node.
 
     Raises:
@@ -88,7 +88,7 @@ def add_module_paths(paths: Sequence[str]) -> None:
             sys.path.insert(0, path)
 
 
-def check_targets(config: Any, allowed: Sequence[str] = ()) -> None:  # noqa: ANN401 - any node
+def check_targets(config: Any, allowed: Sequence[str] = ()) -> None:
     """Check that a config from a run folder names only our own classes, or modules that were named again.
 
     Raises:
@@ -102,7 +102,7 @@ def check_targets(config: Any, allowed: Sequence[str] = ()) -> None:  # noqa: AN
             )
 
 
-def _targets(node: Any) -> Iterator[str]:  # noqa: ANN401 - any node
+def _targets(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         if "_target_" in node:
             yield str(node["_target_"])

@@ -22,7 +22,7 @@ from normact.spaces.space import Space
 TOLERANCE = 1e-6
 
 
-def export(space: Space, candidate: Any, name: str, path: Path, note: str) -> float:  # noqa: ANN401
+def export(space: Space, candidate: Any, name: str, path: Path, note: str) -> float:
     """Write the file and return the largest relative difference between it and the searched layer.
 
     Outputs and input gradients are compared at every probe site, in training and in evaluation, in float64,
@@ -60,7 +60,7 @@ def load_factory(path: Path, name: str) -> Callable[..., nn.Module]:
     return factory
 
 
-def compare(space: Space, candidate: Any, factory: Callable[..., nn.Module]) -> float:  # noqa: ANN401
+def compare(space: Space, candidate: Any, factory: Callable[..., nn.Module]) -> float:
     """The largest relative difference of outputs and input gradients between a space's module and a factory's."""
     worst = 0.0
     for site in space.probe_sites():

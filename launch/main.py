@@ -15,10 +15,15 @@ from normact.launch.config import add_module_paths, compose_config
 from normact.launch.run_folder import versions
 from normact.spaces.errors import InputError
 
+PLAIN_WIDTH = 140
+"""Columns of tables where there is no terminal to ask."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; exit status 2 for what a person can mend, with one line that says how."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     try:
@@ -82,7 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("run_dir", type=Path, metavar="RUN_DIR")
         sub.add_argument("--config-dir", type=Path, help="where modules of your own lie that the run names")
         sub.add_argument(
-            "--allow", action="append", default=[], metavar="MODULE", help="trust this module of your own in the config"
+            "--allow",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="trust this module of your own in the config",
         )
         if name == "show":
             sub.add_argument("--top", type=int, default=10, help="how many layers (10)")

@@ -40,10 +40,10 @@ class Worker:
             JSON `{}`, or `{"error": ...}` where that raised.
         """
         try:
-            import torch
-
-            torch.set_num_threads(1)
-            self._evaluate = pickle.loads(make_evaluate)()
+            make = pickle.loads(make_evaluate)
+            if "torch" in sys.modules:  # imported later, it takes the number from the environment
+                sys.modules["torch"].set_num_threads(1)
+            self._evaluate = make()
         except (Exception, SystemExit) as problem:
             return json.dumps({"error": described(problem)})
         return json.dumps({})

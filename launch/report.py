@@ -42,7 +42,7 @@ def top_rows(
     return {device: [row(o) for o in ranked[:count]] for device, ranked in history.ranked(objective).items()}
 
 
-def readable(space: Space, candidate: Any) -> str:  # noqa: ANN401 - the space's value object
+def readable(space: Space, candidate: Any) -> str:
     """A candidate as people write it: a formula where it is a graph."""
     return formula(candidate.canonical) if isinstance(candidate, LayerGraph) else space.describe(candidate)
 
@@ -53,15 +53,23 @@ def print_top(console: Console, rows: Mapping[str, Sequence[Mapping[str, Any]]],
         console.print("No candidate has passed every gate yet.")
     for device, best in rows.items():
         table = Table(title=f"Best by mean skill of {objective.name} ({device}, one seed)", title_justify="left")
-        for column in ("#", "key", "skill", *sorted(best[0]["scores"]), "layer", "from"):
-            table.add_column(column, overflow="fold", no_wrap=column in ("#", "key", "skill"))
+        table.add_column("#", justify="right")
+        table.add_column("key")
+        for column in ("skill", *sorted(best[0]["scores"])):
+            table.add_column(column, justify="right")
+        table.add_column("from")
         for row in best:
-            name = f"{row['layer']}  = {row['same_as']}" if row["same_as"] else row["layer"]
             scores = (f"{value:.4f}" for _, value in sorted(row["scores"].items()))
-            table.add_row(
-                str(row["number"]), row["key"][:8], f"{row['skill']:.4f}", *scores, name, row["origin"]
-            )
+            table.add_row(str(row["number"]), row["key"][:8], f"{row['skill']:.4f}", *scores, row["origin"])
         console.print(table)
+        for row in best:
+            known = f"  (computes the same as {row['same_as']})" if row["same_as"] else ""
+            _line(console, f"  #{row['number']}: {row['layer']}{known}")
+
+
+def _line(console: Console, text: str) -> None:
+    """Plain text, not wrapped: what is copied from it stays whole."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_funnel(console: Console, funnel: Funnel, gates: Sequence[str], seconds: float) -> None:
@@ -77,32 +85,35 @@ def print_funnel(console: Console, funnel: Funnel, gates: Sequence[str], seconds
     for name in ("build", "train", "measure"):
         table.add_row(f"({name})", "", "", f"{funnel.seconds.get(name, 0.0):.1f}")
     console.print(table)
-    console.print(f"{funnel.trained} distinct functions were trained past step 10.", highlight=False)
+    _line(console, f"{funnel.trained} distinct functions were trained past step 10.")
 
 
 def print_standings(console: Console, rows: Sequence[Standing], objective: Objective, seeds: int) -> None:
     """The rerank's table, and what may be said of it."""
     anchors = sorted({anchor for row in rows for anchor in row.by_anchor})
     table = Table(title=f"Rerank: test {objective.name}, mean of {seeds} fresh seeds", title_justify="left")
-    table.add_column("layer", overflow="fold")
-    for column in (*anchors, "mean", "sd", "vs best baseline", "verdict"):
-        table.add_column(column, justify="right" if column != "verdict" else "left")
+    table.add_column("layer")
+    for column in (*anchors, "mean", "sd", "difference", "interval"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
     for row in rows:
-        interval = "" if row.difference is None else f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
+        difference = "" if row.difference is None else f"{row.difference:+.4f}"
+        interval = "" if row.low is None else f"{row.low:+.4f} to {row.high:+.4f}"
         failed = f" ({row.failed} failed)" if row.failed else ""
         table.add_row(
             row.entrant.name,
             *(f"{row.by_anchor[a]:.4f}" if a in row.by_anchor else "-" for a in anchors),
             f"{row.test:.4f}",
             f"{row.deviation:.4f}",
+            difference,
             interval,
             row.verdict + failed,
         )
     console.print(table)
     for row in rows:
         if row.entrant.role == "finalist":
-            console.print(f"  {row.entrant.name}: {row.entrant.text}", highlight=False, soft_wrap=True, markup=False)
-    console.print(conclusion(rows, seeds), highlight=False, soft_wrap=True)
+            _line(console, f"  {row.entrant.name}: {row.entrant.text}")
+    _line(console, conclusion(rows, seeds))
 
 
 def conclusion(rows: Sequence[Standing], seeds: int) -> str:
@@ -133,6 +144,6 @@ def standing_json(row: Standing) -> dict[str, Any]:
     }
 
 
-def print_json(console: Console, data: Any) -> None:  # noqa: ANN401 - plain JSON
+def print_json(console: Console, data: Any) -> None:
     """Data as JSON on standard output, not wrapped and not coloured."""
     console.file.write(json.dumps(data, indent=2) + "\n")

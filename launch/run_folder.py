@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def open_ledger(folder: Path, write: bool = False) -> Ledger:
     """
     if not (folder / LEDGER).is_file():
         raise InputError(f"{folder} is no run folder: there is no {LEDGER} in it")
-    durability = read_config(folder).get("durability", "normal") if write else "normal"
+    durability: Any = read_config(folder).get("durability", "normal") if write else "normal"
     return Ledger(folder / LEDGER, write=write, durability=durability)
 
 
@@ -63,7 +64,9 @@ def read_config(folder: Path) -> Config:
     try:
         config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise InputError(f"{folder} is no run folder: cannot read {CONFIG} ({' '.join(str(problem).split())})") from None
+        raise InputError(
+            f"{folder} is no run folder: cannot read {CONFIG} ({' '.join(str(problem).split())})"
+        ) from None
     if not isinstance(config, dict):
         raise InputError(f"{path} is no mapping: it holds {str(config)[:60]!r}")
     return config
@@ -94,10 +97,7 @@ def versions() -> dict[str, str]:
 def known_fingerprints(space: Space) -> dict[str, str]:
     """Fingerprints of the space's named layers: what a find is called by, if it computes the same."""
     sites = space.probe_sites()
-    return {
-        name: fingerprint(lambda site, c=candidate: space.build(c, site), sites)
-        for name, candidate in space.baselines().items()
-    }
+    return {name: fingerprint(partial(space.build, c), sites) for name, c in space.baselines().items()}
 
 
 def check_fingerprints(ledger: Ledger, space: Space) -> dict[str, str]:
@@ -116,6 +116,6 @@ def check_fingerprints(ledger: Ledger, space: Space) -> dict[str, str]:
     if changed:
         raise InputError(
             f"fingerprints of {', '.join(changed)} differ from those stored with the run (made with torch "
-            f"{ledger.meta('versions', {}).get('torch')}, now {versions().get('torch')}): resume it there, or start anew"
+            f"{ledger.meta('versions', {}).get('torch')}, now {versions().get('torch')}): resume there, or start anew"
         )
     return now

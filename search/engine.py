@@ -345,7 +345,7 @@ class Engine:
         if proposal.number in self.outcomes:  # pragma: no cover - the ledger's order forbids it
             raise ValueError(f"proposal {proposal.number} was finished before it was proposed")
 
-    def _event(self, kind: EventKind, number: int, data: Any) -> None:  # noqa: ANN401 - plain JSON
+    def _event(self, kind: EventKind, number: int, data: Any) -> None:
         self._events.append(Event(kind, number, data, time.time()))
 
     def _flush(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from normact.search.gates.base import Gate, ScreenContext, ScreenGate, TrainContext, TrainGate, Verdict
 from normact.search.objective import Score
@@ -17,6 +18,7 @@ from normact.search.pool import Job, worker_name
 from normact.search.task import Task
 from normact.search.training import Training
 from normact.spaces.errors import InputError
+from normact.spaces.site import Site
 from normact.spaces.space import Space
 
 
@@ -33,7 +35,7 @@ class _Record:
     steps: int = 0
     fingerprint: str = ""
 
-    def timed(self, name: str, action: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the action gives
+    def timed(self, name: str, action: Callable[[], Any]) -> Any:
         start = time.perf_counter()
         try:
             return action()
@@ -96,9 +98,7 @@ class Evaluator:
         judge = self._screen if job.kind == "screen" else self._train
         return [self._judged(judge, number, data, job.seed) for number, data in job.candidates]
 
-    def _judged(
-        self, judge: Callable[[Any, _Record], Rejection | None], number: int, data: Any, seed: int  # noqa: ANN401
-    ) -> Outcome:
+    def _judged(self, judge: Callable[[Any, _Record], Rejection | None], number: int, data: Any, seed: int) -> Outcome:
         record = _Record(number, seed, device_name(self.task.device))
         try:
             rejection = judge(self.space.from_json(data), record)
@@ -106,7 +106,7 @@ class Evaluator:
             rejection = Rejection("error", f"{type(problem).__name__}: {str(problem)[:500]}")
         return record.outcome(rejection)
 
-    def _screen(self, candidate: Any, record: _Record) -> Rejection | None:  # noqa: ANN401 - the space's value object
+    def _screen(self, candidate: Any, record: _Record) -> Rejection | None:
         ctx = ScreenContext(self.space, candidate, record.seed)
         for gate in self.screen_gates:
             rejection = record.ask(gate, lambda gate=gate: gate.check(ctx))  # type: ignore[misc]
@@ -115,7 +115,7 @@ class Evaluator:
                 return rejection
         return None
 
-    def _train(self, candidate: Any, record: _Record) -> Rejection | None:  # noqa: ANN401 - the space's value object
+    def _train(self, candidate: Any, record: _Record) -> Rejection | None:
         """Train all anchors side by side from checkpoint to checkpoint, so that the first to fail ends all."""
         trainings = record.timed("build", lambda: self._start(candidate, record.seed))
         last = self.task.recipe.steps
@@ -136,8 +136,8 @@ class Evaluator:
             self._measure_test(trainings, record)
         return None
 
-    def _start(self, candidate: Any, seed: int) -> dict[str, Training]:  # noqa: ANN401 - the space's value object
-        def make(site):  # noqa: ANN001, ANN202 - an anchor's Make
+    def _start(self, candidate: Any, seed: int) -> dict[str, Training]:
+        def make(site: Site) -> nn.Module:
             return self.space.build(candidate, site)
 
         return {name: self.task.start(name, make, seed) for name in self.task.anchors}

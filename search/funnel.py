@@ -56,7 +56,7 @@ class Funnel:
         Raises:
             AssertionError: the counts do not add up to the proposals: a bug.
         """
-        names = [name for name in order if name in self.ended]
+        names = list(order)
         names += sorted(name for name in self.ended if name not in names and name != ACCEPTED)
         left = self.proposals
         rows = []

@@ -112,9 +112,7 @@ class Ledger:
         if application != APPLICATION_ID:
             raise InputError(f"{self.path} is an SQLite file, but no ledger of this program")
         if schema > SCHEMA:
-            raise InputError(
-                f"{self.path} has schema {schema}, this version reads up to {SCHEMA}; upgrade the program"
-            )
+            raise InputError(f"{self.path} has schema {schema}, this version reads up to {SCHEMA}; upgrade the program")
 
     def append(self, events: Iterable[Event]) -> None:
         """Add events in one transaction: all of them or none.
@@ -131,7 +129,9 @@ class Ledger:
             self._db.execute("COMMIT")
         except sqlite3.IntegrityError:
             self._db.execute("ROLLBACK")
-            raise InputError(f"an event of {sorted({(r[1], r[2]) for r in rows})[:3]}... is in the ledger already") from None
+            raise InputError(
+                f"an event of {sorted({(r[1], r[2]) for r in rows})[:3]}... is in the ledger already"
+            ) from None
         except sqlite3.OperationalError as problem:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
@@ -154,11 +154,11 @@ class Ledger:
         """How many events of a kind there are."""
         return int(self._db.execute("SELECT count(*) FROM events WHERE kind = ?", (kind,)).fetchone()[0])
 
-    def set_meta(self, name: str, value: Any) -> None:  # noqa: ANN401 - plain JSON
+    def set_meta(self, name: str, value: Any) -> None:
         """Keep a fact about the run, such as versions; replaces an earlier value."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
 
-    def meta(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - plain JSON
+    def meta(self, name: str, default: Any = None) -> Any:
         """A fact that `set_meta` kept, or the default."""
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return default if row is None else json.loads(row[0])

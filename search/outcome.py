@@ -82,9 +82,7 @@ class Outcome:
         """The objective's last value per anchor."""
         last: dict[str, Score] = {}
         for score in self.scores:
-            if score.objective == objective and (
-                score.anchor not in last or score.step >= last[score.anchor].step
-            ):
+            if score.objective == objective and (score.anchor not in last or score.step >= last[score.anchor].step):
                 last[score.anchor] = score
         return {anchor: score.value for anchor, score in last.items()}
 
@@ -97,7 +95,7 @@ class Outcome:
         return data
 
     @staticmethod
-    def from_json(data: Any) -> Outcome:  # noqa: ANN401 - whatever a worker or file held
+    def from_json(data: Any) -> Outcome:
         """The outcome that `to_json` gave, checked field by field.
 
         Raises:
@@ -136,7 +134,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def _score(row: Any) -> Score:  # noqa: ANN401 - whatever a worker or file held
+def _score(row: Any) -> Score:
     if not isinstance(row, list | tuple) or len(row) != 4:
         raise InputError(f"a score is [objective, anchor, step, value], got {str(row)[:80]}")
     objective, anchor, step, value = row
@@ -149,7 +147,7 @@ def _numbers(data: dict[Any, Any]) -> dict[str, float]:
     return {str(name): _number_in(value) for name, value in data.items()}
 
 
-def _number_in(value: Any) -> float:  # noqa: ANN401 - whatever a worker or file held
+def _number_in(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise InputError(f"expected a number, got {str(value)[:40]!r}")
     try:

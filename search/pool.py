@@ -167,7 +167,7 @@ class LocalPool(Pool):
         self._jobs.clear()
 
 
-def checked(job: Job, data: Any) -> Report:  # noqa: ANN401 - whatever a worker sent
+def checked(job: Job, data: Any) -> Report:
     """A worker's answer as a report: `Done`, or `Failed` where the data have a wrong form.
 
     Args:

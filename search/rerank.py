@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,7 +93,7 @@ class Rerank:
         entrants: Sequence[Entrant],
         seeds: int,
         objective: Objective,
-        setting: Any,  # noqa: ANN401 - plain JSON
+        setting: Any,
         ledger: Ledger,
         pool: Pool,
         train_seconds: float = 600.0,
@@ -136,7 +136,7 @@ class Rerank:
             on_progress(len(self.results), total)
         return standings(self.entrants, self.seeds, self.results, self.objective)
 
-    def _judged(self, jobs: Sequence[Job]):  # noqa: ANN202 - an iterator of (Outcome, Job)
+    def _judged(self, jobs: Sequence[Job]) -> Iterator[tuple[Outcome, Job]]:
         waiting = list(reversed(jobs))
         flying = 0
         deaths: defaultdict[int, int] = defaultdict(int)
@@ -155,7 +155,10 @@ class Rerank:
                 deaths[job.id] += 1
                 waiting.append(job)
             else:
-                yield Outcome(job.candidates[0][0], type(report).__name__, str(report)[:500], seed=job.seed), job
+                yield (
+                    Outcome(job.candidates[0][0], type(report).__name__, str(report)[:500], seed=job.seed),
+                    job,
+                )
 
     def _event(self, index: int, seed: int, outcome: Outcome) -> Event:
         entrant = self.entrants[index]
@@ -221,9 +224,7 @@ def standings(
     return sorted(rows, key=lambda row: -objective.skill(row.test))
 
 
-def _holm(
-    differences: Mapping[int, np.ndarray], objective: Objective
-) -> dict[int, tuple[float, float, float, str]]:
+def _holm(differences: Mapping[int, np.ndarray], objective: Objective) -> dict[int, tuple[float, float, float, str]]:
     sign = 1.0 if objective.direction == "maximize" else -1.0
     spread = {i: stats.sem(d) for i, d in differences.items()}
     p = {i: _p_value(float(d.mean()), float(spread[i]), len(d)) for i, d in differences.items()}

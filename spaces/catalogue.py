@@ -54,9 +54,7 @@ CATALOGUE: dict[str, NamedLayer] = {
         NamedLayer("bn_silu", f"silu({_BN})", f"{_BATCH}; SiLU: arXiv 1702.03118"),
         NamedLayer("gn_relu", f"max({_GN}, zero)", _GROUP),
         NamedLayer("gn_silu", f"silu({_GN})", f"{_GROUP}; SiLU: arXiv 1702.03118"),
-        NamedLayer(
-            "ln_gelu", f"gelu({_LN})", "Ba et al., arXiv 1607.06450, over channels; GELU: arXiv 1606.08415"
-        ),
+        NamedLayer("ln_gelu", f"gelu({_LN})", "Ba et al., arXiv 1607.06450, over channels; GELU: arXiv 1606.08415"),
         NamedLayer(
             "frn_tlu",
             f"max({_affine_of('div(x, instance_rms(x))')}, v0_2)",

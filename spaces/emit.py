@@ -26,9 +26,7 @@ from normact.spaces.text import formula
 WIDTH = 100
 """Longest line of a docstring."""
 
-_RESERVED = frozenset(
-    {"torch", "nn", "Tensor", "Callable", "x", "zero", "self", *dir(builtins), *keyword.kwlist}
-)
+_RESERVED = frozenset({"torch", "nn", "Tensor", "Callable", "x", "zero", "self", *dir(builtins), *keyword.kwlist})
 
 _OURS = frozenset({"mean", "mean_square", "var", "at_least_float32", "reduced_axes", "per_group"})
 """Functions of `moments` that a file may contain, under these names."""
@@ -60,9 +58,7 @@ def emit(
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise InputError(f"a layer's name must be a Python identifier in lower case, got {name!r}")
     if name in _RESERVED | _OURS:
-        raise InputError(
-            f"a layer cannot be called {name!r}: the name has a meaning in Python or in the file"
-        )
+        raise InputError(f"a layer cannot be called {name!r}: the name has a meaning in Python or in the file")
     return _Emitter(graph.canonical, name, options or LayerOptions(), without_activation, note).module()
 
 
@@ -83,9 +79,7 @@ class _Emitter:
             {moment for g in graphs for node in g.nodes if (moment := OPS[node.op].moment)},
             key=lambda moment: (moment.index_set, moment.statistic),
         )
-        self.layouts = [
-            layout for layout in LAYOUTS if not any(unusable(m.index_set, layout) for m in self.moments)
-        ]
+        self.layouts = [layout for layout in LAYOUTS if not any(unusable(m.index_set, layout) for m in self.moments)]
 
     def module(self) -> str:
         body = [*self.guard(), *self.forward_plain(), *self.forward(self.graph)]

@@ -92,8 +92,7 @@ class LayerGraph:
         _post_order(len(self.nodes) - 1, args_of, order, set())
         place = {old: new for new, old in enumerate(order)}
         nodes = tuple(
-            Node(self.nodes[i].op, tuple(place[a] if isinstance(a, int) else a for a in args_of[i]))
-            for i in order
+            Node(self.nodes[i].op, tuple(place[a] if isinstance(a, int) else a for a in args_of[i])) for i in order
         )
         return LayerGraph(nodes, self.affine)
 
@@ -143,9 +142,7 @@ class LayerGraph:
             InputError: `inner` has an affine: it could not be kept.
         """
         if inner.affine:
-            raise InputError(
-                f"cannot put a layer behind {inner}: drop its affine, or write it out with v1 and v0"
-            )
+            raise InputError(f"cannot put a layer behind {inner}: drop its affine, or write it out with v1 and v0")
         shift = len(inner.nodes)
         own: dict[str, str] = {}
         for name in self.trainables:

@@ -227,9 +227,7 @@ class GraphSpace(Space[LayerGraph]):
         if not missing:
             return graph.nodes
         front = tuple(self._draw(position, rng) for position in range(missing))
-        moved = (
-            Node(n.op, tuple(a + missing if isinstance(a, int) else a for a in n.args)) for n in graph.nodes
-        )
+        moved = (Node(n.op, tuple(a + missing if isinstance(a, int) else a for a in n.args)) for n in graph.nodes)
         return (*front, *moved)
 
     def invalid(self, candidate: LayerGraph) -> str:
@@ -292,8 +290,7 @@ class GraphSpace(Space[LayerGraph]):
         kind: SiteKind = "norm_act"
         features = 2 * self.options.groups if self.options.groups > 1 else 4
         return [
-            Site(kind, index, features, layout=layout, causal=self.causal)
-            for index, layout in enumerate(self._layouts)
+            Site(kind, index, features, layout=layout, causal=self.causal) for index, layout in enumerate(self._layouts)
         ]
 
 

@@ -53,9 +53,7 @@ def read_source(op: str, function: Callable[..., object]) -> OpSource:
         raise InputError(f"op {op!r} is no plain function, so it cannot be exported: write it as a `def`")
     if op and (foreign := sorted(_foreign_names(definition))):
         names = ", ".join(foreign)
-        raise InputError(
-            f"op {op!r} uses {names}, which an exported file would lack: use torch and numbers alone"
-        )
+        raise InputError(f"op {op!r} uses {names}, which an exported file would lack: use torch and numbers alone")
     parameters = tuple(argument.arg for argument in definition.args.args)
     return OpSource(definition.name, text, parameters, _expression(text, definition))
 
@@ -77,4 +75,6 @@ def _foreign_names(definition: ast.FunctionDef) -> set[str]:
     names = [node for node in ast.walk(definition) if isinstance(node, ast.Name)]
     own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
     own |= {node.arg for node in ast.walk(definition) if isinstance(node, ast.arg)}
+    inner = (node for statement in definition.body for node in ast.walk(statement))
+    own |= {node.name for node in inner if isinstance(node, ast.FunctionDef)}
     return {node.id for node in names if not hasattr(builtins, node.id)} - own - {"torch", "Tensor"}

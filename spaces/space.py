@@ -56,9 +56,7 @@ class Space(ABC, Generic[Candidate]):
         Raises:
             InputError: the space has no such form (the default).
         """
-        raise InputError(
-            f"{type(self).__name__} has no suggest(trial); choose a controller other than Optuna's"
-        )
+        raise InputError(f"{type(self).__name__} has no suggest(trial); choose a controller other than Optuna's")
 
     @abstractmethod
     def build(self, candidate: Candidate, site: Site) -> nn.Module:

@@ -74,9 +74,7 @@ class _Reader:
         if name == "affine":
             raise self.error("affine(...) may only be outermost", position)
         if name not in OPS:
-            raise unknown_name(
-                "op or input", name, [*OPS, "x", "zero", "v0", "v1"], f" at position {position}"
-            )
+            raise unknown_name("op or input", name, [*OPS, "x", "zero", "v0", "v1"], f" at position {position}")
         op = OPS[name]
         args = self.arguments(op, position, depth)
         node = Node(name, args)

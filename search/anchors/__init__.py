@@ -5,4 +5,13 @@ from normact.search.anchors.residual import InvertedResidualNet, PreActResNet
 from normact.search.anchors.swapped import SwappedModel
 from normact.search.anchors.tokens import TokenNet
 
-__all__ = ["Anchor", "InvertedResidualNet", "Make", "PreActResNet", "Sites", "SwappedModel", "TokenNet", "sites_of"]
+__all__ = [
+    "Anchor",
+    "InvertedResidualNet",
+    "Make",
+    "PreActResNet",
+    "Sites",
+    "SwappedModel",
+    "TokenNet",
+    "sites_of",
+]

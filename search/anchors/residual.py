@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 from torch import Tensor, nn
 
 from normact.search.anchors.base import Make, Sites
@@ -48,7 +47,12 @@ class PreActResNet:
                 stride = 2 if stage and not block else 1
                 layers.append(_PreActBlock(sites, features, out, stride))
                 features = out
-        layers += [sites.norm_act(features), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, self.outputs)]
+        layers += [
+            sites.norm_act(features),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(features, self.outputs),
+        ]
         return nn.Sequential(*layers)
 
 
@@ -102,7 +106,12 @@ class InvertedResidualNet:
                 stride = 2 if stage and not block else 1
                 layers.append(_InvertedBlock(sites, features, out, stride, self.expansion))
                 features = out
-        layers += [sites.norm_act(features), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, self.outputs)]
+        layers += [
+            sites.norm_act(features),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(features, self.outputs),
+        ]
         return nn.Sequential(*layers)
 
 

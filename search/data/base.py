@@ -80,7 +80,7 @@ class TensorData(Data):
         InputError: a split is empty, or the splits' shapes differ.
     """
 
-    def __init__(self, train: Any, validation: Any, test: Any, outputs: int, loss: Loss = "cross_entropy") -> None:  # noqa: ANN401
+    def __init__(self, train: Any, validation: Any, test: Any, outputs: int, loss: Loss = "cross_entropy") -> None:
         self._train, self._validation, self._test = (_stack(s) for s in (train, validation, test))
         self._outputs = outputs
         self.loss = loss
@@ -103,7 +103,7 @@ class TensorData(Data):
         return self._test
 
 
-def _stack(examples: Any) -> Split:  # noqa: ANN401 - a Dataset, or a pair of tensors
+def _stack(examples: Any) -> Split:
     if isinstance(examples, tuple | list) and len(examples) == 2 and isinstance(examples[0], Tensor):
         x, y = examples
     elif isinstance(examples, Sized) and hasattr(examples, "__getitem__") and len(examples):

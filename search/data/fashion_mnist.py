@@ -97,5 +97,7 @@ def read_idx(path: Path) -> Tensor:
     shape = struct.unpack(f">{dims}I", raw[4:header])
     expected = torch.Size(shape).numel()
     if len(raw) - header != expected:
-        raise InputError(f"{path} should hold {expected} bytes of data for shape {shape}, but holds {len(raw) - header}")
+        raise InputError(
+            f"{path} should hold {expected} bytes of data for shape {shape}, but holds {len(raw) - header}"
+        )
     return torch.frombuffer(bytearray(raw), dtype=_TYPES[raw[2]], offset=header).reshape(shape)

@@ -43,7 +43,8 @@ class Stability(TrainGate):
     ) -> None:
         if ascent_steps < 1 or batch_size < 2 or at < 0:
             raise InputError(
-                f"stability needs ascent_steps >= 1, batch_size >= 2 and at >= 0, got {ascent_steps}, {batch_size}, {at}"
+                "stability needs ascent_steps >= 1, batch_size >= 2 and at >= 0, "
+                f"got ascent_steps={ascent_steps}, batch_size={batch_size}, at={at}"
             )
         self.ascent_steps = ascent_steps
         self.lr = lr
@@ -64,7 +65,9 @@ class Stability(TrainGate):
             norm, ascent = _gradient_norm(model, weights, loss_of(ctx.training.loss, model(x), y))
             figures = {"norm": norm, "ascent_steps": step + 1.0}
             if not math.isfinite(norm) or norm > self.limit:
-                return self.rejection(f"gradient norm {norm:.3g} after {step + 1} ascent steps on {ctx.anchor}", **figures)
+                return self.rejection(
+                    f"gradient norm {norm:.3g} after {step + 1} ascent steps on {ctx.anchor}", **figures
+                )
             length = math.sqrt(sum(float(a.square().sum()) for a in ascent if a is not None))
             if not math.isfinite(length):
                 return self.rejection(f"non-finite second derivative on {ctx.anchor}", **figures)
@@ -115,6 +118,7 @@ class Quality(TrainGate):
         figures = {f"{ctx.anchor}.{objective.name}": value, f"{ctx.anchor}.skill": skill}
         if not skill >= self.skill:
             return self.rejection(
-                f"{objective.name} {value:.4g} on {ctx.anchor}: skill {skill:.3f} below {self.skill:g}", **figures
+                f"{objective.name} {value:.4g} on {ctx.anchor}: skill {skill:.3f} below {self.skill:g}",
+                **figures,
             )
         return Pass(figures)

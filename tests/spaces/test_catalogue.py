@@ -25,11 +25,7 @@ class Frn(nn.Module):
         self.tau = nn.Parameter(torch.zeros(1, C, 1, 1))
 
     def forward(self, x):
-        nu2 = (
-            x.float().pow(2).mean((2, 3), keepdim=True)
-            if x.dtype == torch.bfloat16
-            else x.pow(2).mean((2, 3), True)
-        )
+        nu2 = x.float().pow(2).mean((2, 3), keepdim=True) if x.dtype == torch.bfloat16 else x.pow(2).mean((2, 3), True)
         y = self.gamma * x * torch.rsqrt(nu2 + EPS).to(x.dtype) + self.beta
         return torch.maximum(y, self.tau)
 
@@ -175,9 +171,7 @@ def disturb(ours, theirs):
         for name, mine, _ in pairs(ours, theirs):
             if name not in parameters:
                 continue
-            value = mine + 0.3 * torch.randn(mine.shape, generator=generator, dtype=torch.float64).to(
-                mine.dtype
-            )
+            value = mine + 0.3 * torch.randn(mine.shape, generator=generator, dtype=torch.float64).to(mine.dtype)
             target = next(p for key, p in other.items() if key == partner(ours, theirs, name))
             parameters[name].copy_(value)
             target.copy_(value.view_as(target))

@@ -169,9 +169,7 @@ def test_what_is_not_finite_is_one_symbol():
         def forward(self, x):
             return torch.where(x > 0, x, torch.full_like(x, self.value))
 
-    found = [
-        fingerprint(lambda s, v=v: Constant(v), SITES) for v in (float("nan"), float("inf"), -float("inf"))
-    ]
+    found = [fingerprint(lambda s, v=v: Constant(v), SITES) for v in (float("nan"), float("inf"), -float("inf"))]
     assert len(set(found)) == 1
     assert fingerprint(lambda s: Constant(0.0), SITES) not in found
 

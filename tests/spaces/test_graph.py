@@ -204,9 +204,7 @@ JSON = st.recursive(
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["relu", "add", "x"]),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["nodes", "affine", "a"]), inner)
-    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["nodes", "affine", "a"]), inner),
     max_leaves=12,
 )
 

@@ -43,9 +43,7 @@ def spaces():
     return {
         "evonorm_b": GraphSpace(EVONORM),
         "evonorm_s": GraphSpace([op for op in EVONORM if not op.startswith("batch")]),
-        "pointwise": GraphSpace(
-            (*EVONORM_POINTWISE, *ACTIVATIONS), nodes=6, post_affine=False, norm=BATCH_NORM
-        ),
+        "pointwise": GraphSpace((*EVONORM_POINTWISE, *ACTIVATIONS), nodes=6, post_affine=False, norm=BATCH_NORM),
         "limited": GraphSpace(EVONORM, constraints=LIMITS),
         "causal": GraphSpace((*EVONORM, "channel_std", "channel_mean"), layouts=("NLC",), causal=True),
         "one node": GraphSpace(("relu", "silu"), nodes=1, inputs=("x", "zero")),

@@ -201,9 +201,7 @@ def test_a_batch_of_one_value_per_channel_is_defined(statistic):
     expected = {"mean": x, "rms": (x**2 + EPS).sqrt(), "std": torch.full_like(x, EPS**0.5)}[statistic]
     torch.testing.assert_close(layer(x), expected)
     (buffer,) = layer.buffers()
-    kept = {"mean": 0.5 * x[0], "rms": 0.5 + 0.5 * x[0] ** 2, "std": torch.full((6,), 0.5).double()}[
-        statistic
-    ]
+    kept = {"mean": 0.5 * x[0], "rms": 0.5 + 0.5 * x[0] ** 2, "std": torch.full((6,), 0.5).double()}[statistic]
     torch.testing.assert_close(buffer, kept)
 
 

@@ -243,7 +243,5 @@ def test_an_op_is_a_function_or_a_moment():
 
 
 def test_an_unknown_op_is_answered_with_the_nearest():
-    with pytest.raises(
-        InputError, match="unknown op 'sigmoyd' at node 3; the nearest is 'sigmoid'; known: abs"
-    ):
+    with pytest.raises(InputError, match="unknown op 'sigmoyd' at node 3; the nearest is 'sigmoid'; known: abs"):
         find_op("sigmoyd", " at node 3")

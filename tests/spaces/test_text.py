@@ -26,9 +26,7 @@ def test_an_expression_is_read_into_nodes():
     assert parse("mul(x, sigmoid(mul(v1, x)))") == LayerGraph(
         (Node("mul", ("v1", "x")), Node("sigmoid", (0,)), Node("mul", ("x", 1)))
     )
-    assert parse("affine(add(neg(x), neg(x)))") == LayerGraph(
-        (Node("neg", ("x",)), Node("add", (0, 0))), affine=True
-    )
+    assert parse("affine(add(neg(x), neg(x)))") == LayerGraph((Node("neg", ("x",)), Node("add", (0, 0))), affine=True)
     assert parse("add(s0.01, v0_2)").nodes == (Node("add", ("s0.01", "v0_2")),)
 
 
