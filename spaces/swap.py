@@ -89,4 +89,4 @@ def _features(norm: nn.Module) -> int:
     for attribute in ("num_features", "num_channels"):
         if (features := getattr(norm, attribute, None)) is not None:
             return int(features)
-    return int(norm.normalized_shape[-1])  # type: ignore[index, union-attr, operator]
+    return int(norm.normalized_shape[-1])  # type: ignore[index]
