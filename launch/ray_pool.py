@@ -35,8 +35,8 @@ class RayPool(Pool):
     A job past its time limit, which starts when the job is the first of its worker, costs the worker its
     life; so does whatever ends the process. A new worker takes its place. Jobs that were queued behind one
     that timed out go to another worker. Where a worker dies with several jobs in hand it cannot be known
-    which one did it, as answers still under way die with it; so all of them run again, each alone on a worker,
-    and the one that kills again is `Lost`, with both deaths counted.
+    which one did it, as answers still under way die with it; so all of them run again, each alone on a
+    worker, and the one that kills again is `Lost`, with both deaths counted.
 
     With `gpus_per_worker` there are two groups of workers: for `train` with a share of a GPU each, for
     `screen` without. Otherwise one group serves both.

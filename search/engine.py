@@ -121,6 +121,7 @@ class Engine:
         self.best: Outcome | None = None
         self.best_skill = float("-inf")
         self._proposals: dict[int, Proposal] = {}
+        self._keys: dict[int, str] = {}
         self._by_key: dict[str, int] = {}
         self._by_fingerprint: dict[str, int] = {}
         self._twins: defaultdict[int, list[int]] = defaultdict(list)
@@ -144,10 +145,12 @@ class Engine:
                 proposal = self._proposal(event)
                 self.controller.replay(proposal)
                 self._note(proposal)
+                self._keys[proposal.number] = event.data["key"]
             else:
-                outcome = Outcome.from_json(event.data)
-                self._take(outcome)
+                self._take(Outcome.from_json(event.data))
         self._before = float(self.ledger.meta("active_seconds", 0.0))
+        for number in self.outcomes:
+            self._by_key.setdefault(self._keys[number], number)
         unfinished = [number for number in self._proposals if number not in self.outcomes]
         for number in unfinished:
             self._admit(number)
@@ -219,8 +222,16 @@ class Engine:
                 return
             proposal = self.controller.ask()
             self._note(proposal)
+            self._keys[proposal.number] = self._key(proposal)
             self._event("proposed", proposal.number, self._proposal_json(proposal))
             self._admit(proposal.number)
+
+    def _key(self, proposal: Proposal) -> str:
+        """The candidate's key; where that fails, one of its own: screening then finds out what is wrong with it."""
+        try:
+            return self.space.key(proposal.candidate)
+        except Exception:
+            return f"proposal {proposal.number} has no key"
 
     def _batch(self, kind: JobKind) -> int:
         cost = self._cost[kind]
@@ -280,7 +291,7 @@ class Engine:
 
     def _blame(self, kind: JobKind, number: int, report: Failed | TimedOut | Lost) -> None:
         if isinstance(report, Lost):
-            self._deaths[number] += 1
+            self._deaths[number] += report.deaths
             if self._deaths[number] < KILLS_ALLOWED:
                 self._alone[kind].append(number)
                 return
@@ -300,12 +311,7 @@ class Engine:
 
     def _admit(self, number: int) -> None:
         """A proposal enters: it is a duplicate by key, or goes to screening."""
-        try:
-            key = self.space.key(self._proposals[number].candidate)
-        except Exception as problem:  # a candidate's own error is a finding about it
-            self._finish(Outcome(number, "error", f"{type(problem).__name__}: {problem}", seed=self.seed))
-            return
-        first = self._by_key.setdefault(key, number)
+        first = self._by_key.setdefault(self._keys[number], number)
         if first == number:
             self._waiting["screen"].append(number)
         else:
@@ -356,6 +362,7 @@ class Engine:
     def _proposal_json(self, proposal: Proposal) -> dict[str, Any]:
         return {
             "candidate": self.space.to_json(proposal.candidate),
+            "key": self._keys[proposal.number],
             "parents": list(proposal.parents),
             "operator": proposal.operator,
             "note": proposal.note,

@@ -1,0 +1,118 @@
+"""Every controller through the conformance suite, on a graph space and on a space that is not of norms."""
+
+from functools import partial
+
+import pytest
+from normact.search.controllers import Evolution, RandomSearch, pareto_front
+from normact.search.controllers.evolution import Member
+from normact.search.objective import Score
+from normact.search.outcome import Outcome
+from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, InputError
+
+from tests.conformance.controller import CHECKS, LOSS, judge
+from tests.toy import ToySpace
+
+SPACES = {
+    "graph": GraphSpace([*EVONORM_POINTWISE, *EVONORM_MOMENTS]),
+    "toy": ToySpace(),
+}
+CONTROLLERS = {
+    "random": RandomSearch,
+    "evolution": partial(Evolution, window=40, warmup=5),
+    "evolution_mean": partial(Evolution, winner="mean", window=40, warmup=5, fresh=0.1),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_conformance(name, space, check):
+    check(partial(CONTROLLERS[name], SPACES[space], LOSS))
+
+
+def member(number, *skills):
+    return Member(number, None, skills)
+
+
+def test_pareto_front_by_hand():
+    members = [member(0, 0.9, 0.1), member(1, 0.5, 0.5), member(2, 0.1, 0.9), member(3, 0.4, 0.4), member(4, 0.9, 0.1)]
+    assert {m.number for m in pareto_front(members)} == {0, 1, 2, 4}
+
+
+def told(controller, number, a, b):
+    scores = (Score("loss", "a", 10, a), Score("loss", "b", 10, b))
+    controller.tell(number, Outcome(number, scores=scores, steps=10))
+
+
+def test_window_keeps_the_most_recent_accepted_alone():
+    controller = Evolution(SPACES["graph"], LOSS, 0, window=3, warmup=1)
+    for number in range(6):
+        controller.ask()
+        if number == 4:
+            controller.tell(4, Outcome(4, "duplicate", "same", same_as=1))
+        elif number == 5:
+            controller.tell(5, Outcome(5, "probe", "no"))
+        else:
+            told(controller, number, 0.5, 0.5)
+    assert [m.number for m in controller.window] == [1, 2, 3]
+
+
+def test_children_descend_from_the_tournaments_pareto_front():
+    controller = Evolution(SPACES["graph"], LOSS, 0, warmup=3, fresh=0.0, tournament=1.0)
+    for number, (a, b) in enumerate([(0.1, 0.9), (0.9, 0.1), (0.95, 0.95)]):  # losses: the third is dominated
+        controller.ask()
+        told(controller, number, a, b)
+    parents = {controller.ask().parents[0] for _ in range(40)}
+    assert parents == {0, 1}
+
+
+def test_mean_winner_takes_the_highest_mean():
+    controller = Evolution(SPACES["graph"], LOSS, 0, warmup=3, fresh=0.0, tournament=1.0, winner="mean")
+    for number, (a, b) in enumerate([(0.0, 1.0), (0.4, 0.4), (1.0, 0.0)]):
+        controller.ask()
+        told(controller, number, a, b)
+    assert {controller.ask().parents[0] for _ in range(10)} == {1}
+
+
+def test_fresh_share_is_what_was_asked():
+    controller = Evolution(SPACES["toy"], LOSS, 0, warmup=1, fresh=0.3)
+    controller.ask()
+    told(controller, 0, 0.5, 0.5)
+    operators = [controller.ask().operator for _ in range(1000)]
+    assert 0.25 < operators.count("sample") / 1000 < 0.35  # 3.4 standard deviations
+
+
+def test_evolution_finds_better_candidates_than_random_search():
+    """On a made-up landscape with a gradient: the share of live moments in a graph."""
+    space = SPACES["graph"]
+
+    def loss(candidate):
+        live = candidate.canonical.nodes
+        return 1 - sum("_" in node.op for node in live) / 10
+
+    best = {}
+    for name, make in (("random", RandomSearch), ("evolution", partial(Evolution, window=100, warmup=10))):
+        controller = make(space, LOSS, 0)
+        losses = []
+        for number in range(800):
+            value = loss(controller.ask().candidate)
+            losses.append(value)
+            told(controller, number, value, value)
+        best[name] = sum(sorted(losses)[:20]) / 20
+    assert best["evolution"] < best["random"] - 0.05
+
+
+@pytest.mark.parametrize(
+    "bad", [{"window": 0}, {"tournament": 0.0}, {"tournament": 1.5}, {"fresh": -0.1}, {"winner": "best"}, {"warmup": 0}]
+)
+def test_bad_numbers_are_refused(bad):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        Evolution(SPACES["toy"], LOSS, 0, **bad)
+
+
+def test_the_made_up_judge_uses_every_kind_of_outcome():
+    controller = RandomSearch(SPACES["graph"], LOSS, 0)
+    outcomes = [judge(controller.space, controller.ask()) for _ in range(200)]
+    assert any(o.accepted for o in outcomes)
+    assert any(o.gate == "probe" for o in outcomes)
+    assert any(o.same_as is not None for o in outcomes)
