@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
+from normact.search.data.base import Split
 from normact.search.gates.base import Gate, ScreenContext, ScreenGate, TrainContext, TrainGate, Verdict
 from normact.search.objective import Score
 from normact.search.outcome import Outcome, Rejection
 from normact.search.pool import Job, worker_name
 from normact.search.task import Task
-from normact.search.training import Training
+from normact.search.training import Training, drawing_from
 from normact.spaces.errors import InputError
 from normact.spaces.site import Site
 from normact.spaces.space import Space
@@ -96,12 +99,21 @@ class Evaluator:
 
     def __call__(self, job: Job) -> Sequence[Outcome]:
         judge = self._screen if job.kind == "screen" else self._train
+        if job.kind == "train":
+            self._load()
         return [self._judged(judge, number, data, job.seed) for number, data in job.candidates]
+
+    def _load(self) -> None:
+        """Data that cannot be loaded are no candidate's fault, and the time that takes is none of its cost."""
+        _ = self.task.splits
+        if self.measure_test:
+            _ = self._test
 
     def _judged(self, judge: Callable[[Any, _Record], Rejection | None], number: int, data: Any, seed: int) -> Outcome:
         record = _Record(number, seed, device_name(self.task.device))
         try:
-            rejection = judge(self.space.from_json(data), record)
+            with drawing_from(seed):  # a candidate's own draws: the same in whichever worker and batch
+                rejection = judge(self.space.from_json(data), record)
         except Exception as problem:  # a candidate's own error is a finding about it, not about the run
             rejection = Rejection("error", f"{type(problem).__name__}: {str(problem)[:500]}")
         return record.outcome(rejection)
@@ -128,13 +140,13 @@ class Evaluator:
                     reason = f"the loss on {anchor} was {training.losses[-1]} at step {training.step}"
                     return Rejection("divergence", reason)
                 values = self._values(anchor, training, record) if step else {}
+                if rejection := _broken(values, anchor, step):
+                    return rejection
                 ctx = TrainContext(self.space, candidate, self.task, anchor, training, values, record.seed)
                 for gate in gates:
                     if rejection := record.ask(gate, lambda g=gate, c=ctx: g.check(c)):  # type: ignore[misc]
                         return rejection
-        if self.measure_test:
-            self._measure_test(trainings, record)
-        return None
+        return self._measure_test(trainings, record) if self.measure_test else None
 
     def _start(self, candidate: Any, seed: int) -> dict[str, Training]:
         def make(site: Site) -> nn.Module:
@@ -147,11 +159,23 @@ class Evaluator:
         record.scores += [Score(name, anchor, training.step, value) for name, value in values.items()]
         return values
 
-    def _measure_test(self, trainings: dict[str, Training], record: _Record) -> None:
-        test = self.task.data.load_test().to(self.task.device)
+    def _measure_test(self, trainings: dict[str, Training], record: _Record) -> Rejection | None:
         for anchor, training in trainings.items():
-            values = record.timed("measure", lambda t=training: self.task.measure(t, test))  # type: ignore[misc]
+            values = record.timed("measure", lambda t=training: self.task.measure(t, self._test))  # type: ignore[misc]
             record.scores += [Score(f"test_{k}", anchor, training.step, v) for k, v in values.items()]
+            if rejection := _broken(values, anchor, training.step):
+                return rejection
+        return None
+
+    @cached_property
+    def _test(self) -> Split:
+        return self.task.data.load_test().to(self.task.device)
+
+
+def _broken(values: dict[str, float], anchor: str, step: int) -> Rejection | None:
+    """A rejection where something measured is not finite."""
+    broken = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
+    return Rejection("divergence", f"{', '.join(broken)} on {anchor} at step {step}") if broken else None
 
 
 def device_name(device: str) -> str:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from normact.spaces.errors import InputError
+
 Direction = Literal["maximize", "minimize"]
 
 
@@ -19,6 +21,9 @@ class Objective:
         direction: which way is better.
         trivial: the value of a model that ignores its input (chance, or predicting the mean).
         perfect: the best value there can be.
+
+    Raises:
+        InputError: `trivial` or `perfect` is not finite, or `perfect` is not the better one in that direction.
     """
 
     name: str
@@ -26,6 +31,14 @@ class Objective:
     direction: Direction
     trivial: float
     perfect: float
+
+    def __post_init__(self) -> None:
+        gain = self.perfect - self.trivial
+        if not math.isfinite(gain) or (gain if self.direction == "maximize" else -gain) <= 0:
+            raise InputError(
+                f"objective {self.name!r} leaves nothing to gain: {self.direction} from {self.trivial:g} (trivial) "
+                f"to {self.perfect:g} (perfect); do the targets differ at all?"
+            )
 
     def skill(self, value: float) -> float:
         """The value on the scale from 0 (trivial) to 1 (perfect); minus infinity where it is not finite.

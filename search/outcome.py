@@ -91,7 +91,7 @@ class Outcome:
         data = asdict(self)
         data["scores"] = [[s.objective, s.anchor, s.step, _number_out(s.value)] for s in self.scores]
         data["figures"] = {k: _number_out(v) for k, v in self.figures.items()}
-        data["seconds"] = dict(self.seconds)
+        data["seconds"] = {k: _number_out(v) for k, v in self.seconds.items()}
         return data
 
     @staticmethod
@@ -112,8 +112,8 @@ class Outcome:
             raise InputError("an outcome lacks its number")
         values = dict(data)
         values["scores"] = tuple(_score(row) for row in data.get("scores", ()))
-        values["figures"] = _numbers(data.get("figures", {}))
-        values["seconds"] = _numbers(data.get("seconds", {}))
+        values["figures"] = _numbers("figures", data.get("figures", {}))
+        values["seconds"] = _numbers("seconds", data.get("seconds", {}))
         return Outcome(**values)
 
 
@@ -138,23 +138,26 @@ def _score(row: Any) -> Score:
     if not isinstance(row, list | tuple) or len(row) != 4:
         raise InputError(f"a score is [objective, anchor, step, value], got {str(row)[:80]}")
     objective, anchor, step, value = row
-    if not isinstance(objective, str) or not isinstance(anchor, str) or not isinstance(step, int):
+    whole = isinstance(step, int) and not isinstance(step, bool)
+    if not isinstance(objective, str) or not isinstance(anchor, str) or not whole:
         raise InputError(f"a score is [text, text, whole number, number], got {str(row)[:80]}")
-    return Score(objective, anchor, step, _number_in(value))
+    return Score(objective, anchor, step, _number_in("scores", value))
 
 
-def _numbers(data: dict[Any, Any]) -> dict[str, float]:
-    return {str(name): _number_in(value) for name, value in data.items()}
+def _numbers(field_name: str, data: dict[Any, Any]) -> dict[str, float]:
+    return {str(name): _number_in(f"{field_name}.{name}", value) for name, value in data.items()}
 
 
-def _number_in(value: Any) -> float:
+def _number_in(where: str, value: Any) -> float:
+    problem = InputError(f"outcome field {where!r} needs a number, got {str(value)[:40]!r}")
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise InputError(f"expected a number, got {str(value)[:40]!r}")
+        raise problem
     try:
         return float(value)
-    except ValueError:
-        raise InputError(f"expected a number, got {value[:40]!r}") from None  # type: ignore[index]
+    except (ValueError, OverflowError):
+        raise problem from None
 
 
 def _number_out(value: float) -> float | str:
+    value = float(value)  # numpy's and torch's scalars are no JSON
     return value if math.isfinite(value) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from scipy import stats
 from normact.search.ledger import Event, Ledger
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome
-from normact.search.pool import Done, Job, Lost, Pool
+from normact.search.pool import Done, Failed, Job, Lost, Pool
 from normact.spaces.errors import InputError
 
 FIRST_SEED = 1_000_000
@@ -54,10 +55,11 @@ class Standing:
         test: mean on test examples.
         deviation: standard deviation over seeds of the test value (a mean over anchors).
         by_anchor: mean test value per anchor.
-        failed: trainings that failed; they count as trivial.
+        failed: trainings that failed or ended with a non-finite value; they count as trivial.
         difference: mean over seeds of the paired test difference to the best baseline; None for baselines.
         low, high: its Holm-corrected interval.
-        verdict: `better`, `worse`, `no difference shown`, or that with `preliminary: `; `best baseline`, `baseline`.
+        verdict: `better`, `worse` or `no difference shown`; with too few seeds `preliminary, N seeds`; for
+            baselines `best baseline` or `baseline`.
     """
 
     entrant: Entrant
@@ -74,6 +76,8 @@ class Standing:
 
 class Rerank:
     """Trains every entrant on every seed, in parallel, resumable: trainings in the ledger are not repeated.
+
+    Entrants with the same candidate, such as a catalogue layer that the search found again, are trained once.
 
     Args:
         entrants: finalists and baselines.
@@ -116,6 +120,9 @@ class Rerank:
         self.pool = pool
         self.train_seconds = train_seconds
         self.results: dict[tuple[int, int], Outcome] = {}
+        self._alike: defaultdict[str, list[int]] = defaultdict(list)
+        for index, entrant in enumerate(self.entrants):
+            self._alike[_text(entrant.candidate)].append(index)
 
     def run(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Standing]:
         """Train what the ledger lacks, and judge. Calls `on_progress(done, total)` after each training."""
@@ -123,7 +130,7 @@ class Rerank:
         total = len(self.entrants) * len(self.seeds)
         jobs = [
             Job(i, "train", ((index, self.entrants[index].candidate),), seed, self.train_seconds)
-            for i, (index, seed) in enumerate((e, s) for s in self.seeds for e in range(len(self.entrants)))
+            for i, (index, seed) in enumerate((e[0], s) for s in self.seeds for e in self._alike.values())
             if (index, seed) not in self.results
         ]
         on_progress(len(self.results), total)
@@ -131,7 +138,7 @@ class Rerank:
             self.ledger.append([Event("test_read", 0, {"setting": self.setting, "trainings": len(jobs)})])
         for outcome, job in self._judged(jobs):
             index = job.candidates[0][0]
-            self.results[index, job.seed] = outcome
+            self._take(self.entrants[index].candidate, job.seed, outcome)
             self.ledger.append([self._event(index, job.seed, outcome)])
             on_progress(len(self.results), total)
         return standings(self.entrants, self.seeds, self.results, self.objective)
@@ -151,6 +158,8 @@ class Rerank:
             job = report.job
             if isinstance(report, Done):
                 yield report.outcomes[0], job
+            elif isinstance(report, Failed):  # the evaluator's fault, such as missing test data: no layer's result
+                raise InputError(f"the rerank cannot go on: {report.reason}")
             elif isinstance(report, Lost) and not deaths[job.id]:
                 deaths[job.id] += 1
                 waiting.append(job)
@@ -172,12 +181,18 @@ class Rerank:
         return Event("reranked", index, data)
 
     def _recall(self) -> None:
-        places = {json.dumps(e.candidate, sort_keys=True): i for i, e in enumerate(self.entrants)}
         for event in self.ledger.events("reranked"):
             data = event.data
-            index = places.get(json.dumps(data["candidate"], sort_keys=True))
-            if data["setting"] == self.setting and index is not None and data["seed"] in self.seeds:
-                self.results[index, data["seed"]] = Outcome.from_json(data["outcome"])
+            if data["setting"] == self.setting and data["seed"] in self.seeds:
+                self._take(data["candidate"], data["seed"], Outcome.from_json(data["outcome"]))
+
+    def _take(self, candidate: Any, seed: int, outcome: Outcome) -> None:
+        for index in self._alike.get(_text(candidate), ()):
+            self.results[index, seed] = outcome
+
+
+def _text(candidate: Any) -> str:
+    return json.dumps(candidate, sort_keys=True)
 
 
 def standings(
@@ -213,8 +228,8 @@ def standings(
                 float(np.mean(validation[i])),
                 float(test[i].mean()),
                 float(test[i].std(ddof=1)),
-                _by_anchor([results[i, s] for s in seeds], f"test_{objective.name}"),
-                sum(bool(results[i, s].gate) for s in seeds),
+                _by_anchor([results[i, s] for s in seeds], f"test_{objective.name}", objective),
+                sum(_failed(results[i, s], objective) for s in seeds),
                 difference,
                 low,
                 high,
@@ -248,13 +263,20 @@ def _p_value(mean: float, sem: float, count: int) -> float:
 
 
 def _mean(outcome: Outcome, name: str, objective: Objective) -> float:
-    values = [] if outcome.gate else list(outcome.final(name).values())
-    return float(np.mean(values)) if values else objective.trivial
+    if _failed(outcome, objective):
+        return objective.trivial
+    values = list(outcome.final(name).values())
+    if not values:
+        raise InputError(f"a training gave no {name}; rerank with an evaluator that measures the test split")
+    return float(np.mean(values))
 
 
-def _by_anchor(outcomes: Sequence[Outcome], name: str) -> dict[str, float]:
-    values: defaultdict[str, list[float]] = defaultdict(list)
-    for outcome in outcomes:
-        for anchor, value in outcome.final(name).items():
-            values[anchor].append(value)
-    return {anchor: float(np.mean(v)) for anchor, v in values.items()}
+def _failed(outcome: Outcome, objective: Objective) -> bool:
+    values = (v for name in (objective.name, f"test_{objective.name}") for v in outcome.final(name).values())
+    return bool(outcome.gate) or not all(math.isfinite(value) for value in values)
+
+
+def _by_anchor(outcomes: Sequence[Outcome], name: str, objective: Objective) -> dict[str, float]:
+    measured = [{} if _failed(outcome, objective) else outcome.final(name) for outcome in outcomes]
+    anchors = sorted({anchor for values in measured for anchor in values})
+    return {a: float(np.mean([values.get(a, objective.trivial) for values in measured])) for a in anchors}

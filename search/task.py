@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from normact.search.anchors.base import Anchor, sites_of
 from normact.search.data.base import Data, Split, Splits
 from normact.search.objective import Objective
-from normact.search.training import Recipe, Training, loss_of, outputs_of, restimate_statistics
+from normact.search.training import Recipe, Training, drawing_from, loss_of, outputs_of, restimate_statistics
 from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.site import Site
 from normact.spaces.space import Space
@@ -54,6 +54,8 @@ class Accuracy(Measure):
         return Objective("accuracy", "", "maximize", 1 / data.outputs, 1.0)
 
     def value(self, measured: Measured) -> float:
+        if not torch.isfinite(measured.outputs).all():
+            return math.nan  # the argmax of a NaN is some class, which would score as chance
         return float((measured.outputs.argmax(1) == measured.targets).float().mean())
 
 
@@ -179,20 +181,19 @@ class Task:
         its own, the order of examples from a third. So trainings of two layers under one seed differ by the
         layer alone.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_from(seed):
             model = self.anchors[anchor](lambda site: _made_apart(make, site, seed))
         return Training(model.to(self.device), self.splits.train, self.recipe, self.data.loss, seed)
 
     def measure(self, training: Training, examples: Split | None = None) -> dict[str, float]:
         """Values by objective, on the validation examples or others, with running statistics re-estimated."""
-        examples = examples or self.splits.validation
+        if examples is None:
+            examples = self.splits.validation
         restimate_statistics(training.model, self.splits.train, self.recipe.batch_size)
         measured = Measured(outputs_of(training.model, examples.x), examples.y, training)
         return {name: measure.value(measured) for name, measure in self.measures.items()}
 
 
 def _made_apart(make: Callable[[Site], nn.Module], site: Site, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1_000_003 * (seed + 1) + site.index)
+    with drawing_from(1_000_003 * (seed + 1) + site.index):
         return make(site)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +53,11 @@ class Recipe:
                 f"a recipe needs steps >= 1, batch_size >= 2 and lr > 0, got steps={self.steps}, "
                 f"batch_size={self.batch_size}, lr={self.lr}"
             )
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.clip < 0:
+            raise InputError(
+                f"a recipe needs 0 <= momentum < 1, weight_decay >= 0 and clip >= 0, got momentum={self.momentum}, "
+                f"weight_decay={self.weight_decay}, clip={self.clip}"
+            )
         if self.optimizer not in ("sgd", "adamw"):
             raise InputError(f"optimizer must be sgd or adamw, got {self.optimizer!r}")
         if self.schedule not in ("cosine", "constant"):
@@ -90,7 +96,8 @@ def loss_of(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
 class Training:
     """One model in training.
 
-    The order of examples comes from a generator of its own: what a layer draws at its making shifts nothing.
+    The order of examples comes from a generator of its own: what a layer draws shifts nothing. What the model
+    draws in a step depends on seed and step alone, so a stop to look in between shifts nothing either.
 
     Args:
         model: trained in place.
@@ -114,9 +121,8 @@ class Training:
     def run_to(self, step: int) -> bool:
         """Train up to a step. False, at once, when the loss is not finite."""
         self.model.train()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed + self.step)
-            while self.step < step:
+        while self.step < step:
+            with drawing_from(self._seed + self.step):
                 if not self._one_step():
                     return False
         return True
@@ -143,6 +149,14 @@ class Training:
         """Mean training loss of the second half of the steps so far; the batch's, before each step."""
         half = self.losses[len(self.losses) // 2 :]
         return sum(half) / len(half) if half else math.nan
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """What is drawn inside comes from that seed; the global generator is then as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def shuffled_batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
@@ -175,8 +189,7 @@ def restimate_statistics(model: nn.Module, examples: Split, batch_size: int) -> 
                 break
             for module in keepers:
                 module.momentum = 1.0 / (number + 1)  # type: ignore[assignment]
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(number)
+            with drawing_from(number):
                 model(x)
     finally:
         for module, momentum in zip(keepers, saved, strict=True):
@@ -187,4 +200,5 @@ def restimate_statistics(model: nn.Module, examples: Split, batch_size: int) -> 
 def outputs_of(model: nn.Module, x: Tensor) -> Tensor:
     """The model's outputs in evaluation mode, batch by batch."""
     model.eval()
-    return torch.cat([model(part) for part in x.split(EVALUATION_BATCH)])
+    with drawing_from(0):
+        return torch.cat([model(part) for part in x.split(EVALUATION_BATCH)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from normact.spaces.site import Site
@@ -31,7 +32,8 @@ def sites_of(anchor: Anchor) -> list[Site]:
         sites.append(site)
         return nn.Identity()
 
-    anchor(record)
+    with torch.random.fork_rng(devices=[]):
+        anchor(record)
     return sites
 
 

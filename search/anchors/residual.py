@@ -94,6 +94,8 @@ class InvertedResidualNet:
 
     def __post_init__(self) -> None:
         _check_stages("InvertedResidualNet", self.width, self.blocks)
+        if self.expansion < 1:
+            raise InputError(f"InvertedResidualNet needs expansion >= 1, got {self.expansion}")
 
     def __call__(self, make: Make) -> nn.Module:
         sites = Sites(make)

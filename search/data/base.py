@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sized
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from normact.spaces.errors import InputError
+from normact.spaces.errors import InputError, unknown_name
 
 Loss = Literal["cross_entropy", "mse"]
 
@@ -77,13 +77,17 @@ class TensorData(Data):
         loss: `cross_entropy` for classes, `mse` for values.
 
     Raises:
-        InputError: a split is empty, or the splits' shapes differ.
+        InputError: a split is empty, the splits' shapes differ, the loss is unknown, or targets do not suit it.
     """
 
     def __init__(self, train: Any, validation: Any, test: Any, outputs: int, loss: Loss = "cross_entropy") -> None:
         self._train, self._validation, self._test = (_stack(s) for s in (train, validation, test))
         self._outputs = outputs
         self.loss = loss
+        if loss not in get_args(Loss):
+            raise unknown_name("loss", loss, get_args(Loss))
+        for split in (self._train, self._validation, self._test):
+            _check_targets(split.y, outputs, loss)
         shapes = {tuple(s.x.shape[1:]) for s in (self._train, self._validation, self._test)}
         if len(shapes) != 1:
             raise InputError(f"train, validation and test examples have different shapes: {sorted(shapes)}")
@@ -114,11 +118,22 @@ def _stack(examples: Any) -> Split:
         raise InputError(f"expected a non-empty Dataset of (x, y) or a pair of tensors, got {type(examples).__name__}")
     if not len(x) or len(x) != len(y):
         raise InputError(f"a split has {len(x)} inputs and {len(y)} targets; both must be equal and above 0")
-    return Split(x.float(), y if y.is_floating_point() else y.long())
+    return Split(x.float(), y.float() if y.is_floating_point() else y.long())
 
 
-def three_way(count: int, fractions: tuple[float, float], seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A fixed random partition of range(count): shares for validation and test, the rest for training."""
+def _check_targets(y: Tensor, outputs: int, loss: Loss) -> None:
+    if loss == "cross_entropy":
+        if y.is_floating_point() or y.dim() != 1:
+            raise InputError(f"classes are whole numbers, one per example, got {y.dtype} of shape {tuple(y.shape)}")
+        if not 0 <= int(y.min()) <= int(y.max()) < outputs:
+            raise InputError(f"classes must lie in 0 to {outputs - 1}, got {int(y.min())} to {int(y.max())}")
+    elif not y.is_floating_point() or y[0].numel() != outputs:
+        raise InputError(
+            f"targets of loss mse are floats, {outputs} per example, got {y.dtype} of shape {tuple(y.shape)}"
+        )
+
+
+def three_way(count: int, validation: int, test: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A fixed random partition of range(count): the rest for training, so many for validation and for test."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    validation, test = (int(count * f) for f in fractions)
     return order[validation + test :], order[:validation], order[validation : validation + test]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
+import zlib
 from pathlib import Path
 
 import torch
@@ -54,7 +56,12 @@ class FashionMnist(Data):
 
     def load(self) -> Splits:
         whole = self._read("train")
-        train, validation, _ = three_way(len(whole), (self.validation_size / len(whole), 0.0), seed=0)
+        if self.validation_size + max(self.train_size, 1) > len(whole):
+            raise InputError(
+                f"{self.folder} holds {len(whole)} training images, too few for "
+                f"validation_size={self.validation_size} and train_size={self.train_size}"
+            )
+        train, validation, _ = three_way(len(whole), self.validation_size, 0, seed=0)
         train = train[: self.train_size or None]
         return Splits(Split(whole.x[train], whole.y[train]), Split(whole.x[validation], whole.y[validation]))
 
@@ -86,7 +93,7 @@ def read_idx(path: Path) -> Tensor:
     """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as problem:
+    except (OSError, EOFError, zlib.error) as problem:
         raise InputError(f"{path} cannot be read ({problem}); fetch it again") from None
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _TYPES:
         raise InputError(f"{path} is no IDX file of unsigned bytes: it starts with {raw[:4].hex()}")
@@ -95,9 +102,11 @@ def read_idx(path: Path) -> Tensor:
     if len(raw) < header:
         raise InputError(f"{path} is cut short: {len(raw)} bytes, the header alone has {header}")
     shape = struct.unpack(f">{dims}I", raw[4:header])
-    expected = torch.Size(shape).numel()
+    expected = math.prod(shape)
     if len(raw) - header != expected:
         raise InputError(
             f"{path} should hold {expected} bytes of data for shape {shape}, but holds {len(raw) - header}"
         )
+    if not expected:
+        raise InputError(f"{path} is empty: its shape is {shape}")
     return torch.frombuffer(bytearray(raw), dtype=_TYPES[raw[2]], offset=header).reshape(shape)

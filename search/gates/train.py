@@ -22,7 +22,7 @@ class Stability(TrainGate):
     ours is normalised, and was set so that all catalogue layers pass and an unguarded division fails.
 
     Args:
-        ascent_steps: most steps.
+        ascent_steps: most steps; the norm is looked at before the first and after each.
         lr: length of a step in the weights' space.
         limit: largest gradient norm.
         batch_size: examples in the batch.
@@ -61,17 +61,15 @@ class Stability(TrainGate):
         x, y = examples.x[: self.batch_size], examples.y[: self.batch_size]
         weights = [p for p in model.parameters() if p.requires_grad]
         norm = 0.0
-        for step in range(self.ascent_steps):
+        for step in range(self.ascent_steps + 1):
             norm, ascent = _gradient_norm(model, weights, loss_of(ctx.training.loss, model(x), y))
-            figures = {"norm": norm, "ascent_steps": step + 1.0}
+            figures = {"norm": norm, "ascent_steps": float(step)}
             if not math.isfinite(norm) or norm > self.limit:
-                return self.rejection(
-                    f"gradient norm {norm:.3g} after {step + 1} ascent steps on {ctx.anchor}", **figures
-                )
+                return self.rejection(f"gradient norm {norm:.3g} after {step} ascent steps on {ctx.anchor}", **figures)
             length = math.sqrt(sum(float(a.square().sum()) for a in ascent if a is not None))
             if not math.isfinite(length):
                 return self.rejection(f"non-finite second derivative on {ctx.anchor}", **figures)
-            if length == 0:
+            if length == 0 or step == self.ascent_steps:
                 break
             with torch.no_grad():
                 for weight, a in zip(weights, ascent, strict=True):
