@@ -1,5 +1,7 @@
 """What every test shares: one torch thread, and property tests that draw the same examples each time."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -20,3 +22,16 @@ def one_thread():
 def seeded():
     """Global random state, for tests that draw from it: the same whichever tests ran before."""
     torch.manual_seed(20240502)
+
+
+@pytest.fixture
+def require():
+    """`require(there, what)`: skip the test where a data set or library is missing; in CI that is a failure."""
+
+    def check(there, what):
+        if not there and os.environ.get("CI"):
+            pytest.fail(f"{what} is missing, which in CI is a failure")
+        if not there:
+            pytest.skip(f"{what} is missing")
+
+    return check

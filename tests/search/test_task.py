@@ -1,0 +1,150 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from normact.search.anchors import PreActResNet, Sites, TokenNet
+from normact.search.data import TensorData
+from normact.search.task import Accuracy, Measured, Task, TrainingLoss, ValidationLoss
+from normact.search.training import Recipe, outputs_of
+from normact.spaces import GraphSpace, InputError, Site
+from tests.tasks import ModuleSpace, blobs, layer, small_task
+from tests.toy import ToySpace
+
+
+def regression(outputs=2):
+    def split(count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(count, 2, 6, 6, generator=generator)
+        return x, 3 * x.mean((2, 3))[:, :outputs] + 1.5
+
+    return TensorData(split(64, 1), split(40, 2), split(40, 3), outputs, "mse")
+
+
+def trained(task):
+    training = task.start("net", layer("gn_relu"), seed=0)
+    training.run_to(6)
+    return training
+
+
+def test_values_of_classes_against_their_formulas():
+    task = small_task()
+    training = trained(task)
+    values = task.measure(training)
+    logits = outputs_of(training.model, task.splits.validation.x).double().numpy()
+    y = task.splits.validation.y.numpy()
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert list(values) == ["validation_loss", "accuracy", "training_loss"]
+    assert values["validation_loss"] == pytest.approx(-log_p[np.arange(len(y)), y].mean(), rel=1e-5)
+    assert values["accuracy"] == pytest.approx(np.mean([row.argmax() == k for row, k in zip(logits, y, strict=True)]))
+    assert values["training_loss"] == pytest.approx(np.mean(training.losses[3:]), rel=1e-12)
+
+
+def test_values_on_other_examples_are_of_those():
+    task = small_task()
+    training = trained(task)
+    test = task.data.load_test()
+    right = outputs_of(training.model, test.x).argmax(1) == test.y
+    assert task.measure(training, test)["accuracy"] == pytest.approx(float(right.double().mean()))
+    assert len(test) != len(task.splits.validation)
+
+
+def test_a_regression_is_trained_and_measured_by_its_mean_square():
+    net = {"net": PreActResNet(2, 2, width=4, blocks=(1,))}
+    task = Task(regression(), net, Recipe(steps=40, batch_size=16, lr=0.01), [ValidationLoss()])
+    training = task.start("net", layer("gn_relu"), seed=0)
+    before = task.measure(training)["validation_loss"]
+    training.run_to(40)
+    after = task.measure(training)["validation_loss"]
+    error = outputs_of(training.model, task.splits.validation.x) - task.splits.validation.y
+    assert after == pytest.approx(float(error.double().square().mean()), rel=1e-5)
+    assert after < 0.5 * before
+
+
+def test_nan_outputs_are_no_accuracy_of_chance():
+    outputs = torch.tensor([[math.nan, 0.0], [1.0, 0.0]])
+    assert math.isnan(Accuracy().value(Measured(outputs, torch.tensor([0, 0]), None)))
+
+
+def test_trivial_is_chance_for_classes():
+    objectives = small_task().objectives
+    assert objectives["accuracy"].trivial == pytest.approx(1 / 3)
+    for name in ("validation_loss", "training_loss"):
+        assert objectives[name].trivial == pytest.approx(-math.log(1 / 3))
+        assert (objectives[name].direction, objectives[name].perfect) == ("minimize", 0.0)
+
+
+def test_trivial_is_the_mean_predictor_for_values():
+    data = regression()
+    y = data.load().train.y.double().numpy()
+    expected = np.mean((y - y.mean(0)) ** 2)
+    assert ValidationLoss().objective(data).trivial == pytest.approx(expected, rel=1e-5)
+    assert TrainingLoss().objective(data).trivial == pytest.approx(expected, rel=1e-5)
+
+
+def test_values_have_no_accuracy():
+    with pytest.raises(InputError, match="accuracy needs classes"):
+        Accuracy().objective(regression())
+
+
+def test_the_first_measure_leads():
+    task = small_task(measures=[Accuracy(), ValidationLoss()])
+    assert task.objective().name == "accuracy"
+    assert task.objective("validation_loss").name == "validation_loss"
+    with pytest.raises(InputError, match=r"unknown objective 'acuracy'; the nearest is 'accuracy'"):
+        task.objective("acuracy")
+
+
+@pytest.mark.parametrize(("anchors", "measures", "match"), [({}, [Accuracy()], "anchor"), ({"a": 1}, [], "objective")])
+def test_a_task_needs_an_anchor_and_an_objective(anchors, measures, match):
+    with pytest.raises(InputError, match=match):
+        Task(blobs(), anchors, Recipe(), measures)
+
+
+def test_data_that_lie_about_their_shape_are_refused():
+    class Lying(TensorData):
+        @property
+        def shape(self):
+            return (3, 6, 6)
+
+    train = (torch.zeros(4, 2, 6, 6), torch.tensor([0, 1, 0, 1]))
+    task = small_task(data=Lying(train, train, train, 2))
+    with pytest.raises(InputError, match=r"\(3, 6, 6\).*\(2, 6, 6\)"):
+        _ = task.splits
+
+
+# -- a space and an anchor that do not meet --------------------------------------------------------------------
+
+
+def linear_net(make):
+    return nn.Sequential(nn.Flatten(), make(Site("linear", 0, 72, 3, layout="NC")))
+
+
+def no_site(make):
+    return nn.Linear(72, 3)
+
+
+def token_net(make):
+    return Sites(make).norm_act(8, "NLC")
+
+
+@pytest.mark.parametrize(
+    ("anchor", "space", "match"),
+    [
+        (linear_net, ModuleSpace(), r"'net' asks for a layer of kind 'linear'.*ModuleSpace.*norm_act"),
+        (PreActResNet(2, 3), ToySpace(), r"'net' asks for a layer of kind 'norm_act'.*ToySpace.*linear"),
+        (token_net, ModuleSpace(), r"'net' has a site of layout NLC.*NCHW"),
+        (no_site, ModuleSpace(), r"'net' has no site"),
+    ],
+)
+def test_a_space_that_does_not_meet_an_anchor_is_refused(anchor, space, match):
+    with pytest.raises(InputError, match=match):
+        small_task(anchors={"net": anchor}).check_meets(space)
+
+
+def test_a_space_that_meets_all_anchors_passes():
+    anchors = {"net": PreActResNet(2, 3), "tokens": TokenNet(2, 6, 3)}
+    small_task(anchors=anchors).check_meets(GraphSpace(["add", "max", "batch_mean"], nodes=4))
+    small_task(anchors={"net": linear_net}).check_meets(ToySpace())
