@@ -73,8 +73,8 @@ class Recipe:
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
         ]
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(groups, lr=self.lr)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+            return torch.optim.AdamW(groups, lr=self.lr, fused=True)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, fused=True)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

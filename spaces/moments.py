@@ -107,7 +107,8 @@ def mean_square(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def var(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """The variance (biased) over the axes, which stay with size 1."""
-    return x.var(axes, correction=0, keepdim=True)
+    # Two passes, each vectorised: torch.var is several times slower on CPUs, and no more exact.
+    return (x - x.mean(axes, keepdim=True)).square().mean(axes, keepdim=True)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
