@@ -79,7 +79,7 @@ def replace_layers(model: nn.Module, make: Callable[[Site], nn.Module]) -> Repla
             f"{type(model).__name__} has nothing to replace: no {known} with an activation module behind it"
         )
     new = {f.norm: _placed(make(_site(index, f)), f.norm, model) for index, f in enumerate(found)}
-    new |= {f.act: nn.Identity() for f in found if f.act is not None}
+    new |= {f.act: nn.Identity().train(f.act.training) for f in found if f.act is not None}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in new:
