@@ -38,6 +38,9 @@ class RayPool(Pool):
     which one did it, as answers still under way die with it; so all of them run again, each alone on a
     worker, and the one that kills again is `Lost`, with both deaths counted.
 
+    A few jobs queue on a worker behind a short one, so that it never waits for the driver. Should that one turn
+    out long, idle workers get them instead.
+
     With `gpus_per_worker` there are two groups of workers: for `train` with a share of a GPU each, for
     `screen` without. Otherwise one group serves both.
 
@@ -126,6 +129,7 @@ class RayPool(Pool):
         while not self._reports and self._awaited:
             unemployed = self._collect(min(end, self._next_deadline()) - time.monotonic())
             self._expire(time.monotonic())
+            self._take_back(time.monotonic())
             self._dispatch()
             if unemployed or time.monotonic() >= end:
                 break
@@ -232,6 +236,18 @@ class RayPool(Pool):
         if len(seat.tasks) == 1:
             self._await_first(seat)
 
+    def _take_back(self, now: float) -> None:
+        """Where workers are idle, give them what waits behind jobs that turned out long.
+
+        There it runs in vain, later, for nobody can take it from the worker's hands; its outcome is the same.
+        """
+        for group in self._groups:
+            if group.queue or not any(seat.up and not seat.tasks for seat in group.seats):
+                continue
+            for seat in group.seats:
+                if now - seat.since >= PREFETCH_BELOW:
+                    group.queue.extend(seat.give_up_waiting())
+
     def _await_first(self, seat: Seat) -> None:
         if seat.tasks:
             seat.since = time.monotonic()
@@ -279,8 +295,10 @@ class RayPool(Pool):
 
     def _next_deadline(self) -> float:
         jobs = (seat.deadline for group in self._groups for seat in group.seats)
+        now = time.monotonic()
+        late = (seat.since + PREFETCH_BELOW for group in self._groups for seat in group.seats if len(seat.tasks) > 1)
         starts = (group.oldest_start + self._start_seconds for group in self._groups)
-        return min([*jobs, *starts])
+        return min([*jobs, *starts, *(moment for moment in late if moment > now)])
 
     def _expire(self, now: float) -> None:
         """End what is past its time."""

@@ -60,6 +60,13 @@ class Seat:
         limit = self.tasks[0].job.time_limit if self.tasks else 0.0
         return self.since + limit if limit > 0 else math.inf
 
+    def give_up_waiting(self) -> list[Task]:
+        """Its jobs except the first, to run elsewhere; what it makes of them itself is not reported."""
+        waiting = [task for task in list(self.tasks)[1:] if not task.cancelled]
+        for task in waiting:
+            task.cancelled = True
+        return [Task(task.job, task.text, task.deaths) for task in waiting]
+
     def kill(self) -> None:
         """End the worker, whatever it does. One that ended already, or with its cluster, is fine."""
         with contextlib.suppress(ray.exceptions.RayError):

@@ -20,9 +20,10 @@ LIMIT = 0.5  # a time limit that is to be hit
 def act(number, candidate, seed):
     """Evaluate one candidate of these tests.
 
-    `{"do": "judge"}` gives an outcome that depends on number, seed and `value`; `raise`, `leave` (SystemExit),
-    `wrong_number`, `wrong_type`, `no_outcome` are an evaluator's errors; `hang` and `spin` (the interpreter held)
-    never end; `exit` and `kill` end the process; `meet` writes the process id to `path` and waits for `path.go`.
+    `{"do": "judge"}` gives an outcome that depends on number, seed and `value`. An evaluator's errors: `raise`,
+    `leave` (SystemExit), `wrong_number`, `wrong_type`, `no_outcome`. Without end: `hang`, and `spin`, which holds
+    the interpreter. Ends of the process: `exit`, `kill`. `meet` writes the process id to `path`, and goes on when
+    `path.go` is there.
     """
     do = candidate["do"]
     if do == "raise":
@@ -90,11 +91,18 @@ def kinds(found):
 
 
 class PoolSuite:
-    """Override `pool`: a fixture that gives a pool over `make_evaluate`, and closes it."""
+    """Override `new_pool`, a fixture of scope class: a function that makes pools over `make_evaluate`."""
 
-    @pytest.fixture
-    def pool(self):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def new_pool(cls):
         raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def pool(cls, new_pool):
+        """One for all tests, as workers take seconds to start: each test leaves it empty."""
+        return new_pool()
 
     def test_nothing_submitted_nothing_reported(self, pool):
         assert pool.next(0.0) is None
@@ -188,7 +196,8 @@ class PoolSuite:
         pool.cancel(1001)
         assert pool.next(0.0) is None
 
-    def test_closing_drops_what_is_open_and_may_be_repeated(self, pool):
+    def test_closing_drops_what_is_open_and_may_be_repeated(self, new_pool):
+        pool = new_pool()
         for n in range(4):
             pool.submit(job(n))
         pool.close()
@@ -197,7 +206,7 @@ class PoolSuite:
 
 
 class KillSuite:
-    """For pools whose workers are processes of their own. Uses `pool` of `PoolSuite`, with two workers."""
+    """For pools whose workers are processes of their own, beside `PoolSuite`; `new_pool` gives two workers."""
 
     def test_it_says_so(self, pool):
         assert pool.can_kill
@@ -212,10 +221,10 @@ class KillSuite:
         assert found[0].seconds >= LIMIT
 
     def test_all_workers_hang_at_once(self, pool):
-        for n in range(5):
+        for n in range(3):
             pool.submit(job(n, "hang", limit=LIMIT))
-        pool.submit(job(5))
-        assert kinds(reports(pool, 6)) == dict.fromkeys(range(5), TimedOut) | {5: Done}
+        pool.submit(job(3))
+        assert kinds(reports(pool, 4)) == dict.fromkeys(range(3), TimedOut) | {3: Done}
 
     @pytest.mark.parametrize("do", ["exit", "kill"])
     def test_a_job_that_ends_its_worker_is_lost_and_the_others_go_on(self, pool, do):
@@ -229,7 +238,7 @@ class KillSuite:
 
     def test_only_what_ends_workers_is_lost(self, pool):
         warm_up(pool)
-        killers = {3, 4, 9}
+        killers = {3, 4}
         for n in range(16):
             pool.submit(job(n, "exit" if n in killers else "judge"))
         found = reports(pool, 16)
@@ -237,6 +246,7 @@ class KillSuite:
         assert set(kinds(found).values()) == {Lost, Done}
 
     def test_a_worker_killed_from_outside_loses_what_it_ran(self, pool, tmp_path):
+        warm_up(pool)
         pids = {}
         for n in range(2):
             pool.submit(job(n, "meet", path=str(tmp_path / str(n))))
@@ -273,6 +283,20 @@ class KillSuite:
         for n in range(2):
             (tmp_path / f"{n}.go").touch()
         assert set(kinds(reports(pool, 8)).values()) == {Done}
+
+    def test_no_job_waits_behind_a_long_one_where_a_worker_is_idle(self, pool, tmp_path):
+        warm_up(pool)
+        for n in range(2):
+            pool.submit(job(n, "meet", path=str(tmp_path / str(n))))
+        for n in range(2, 6):
+            pool.submit(job(n))
+        for n in range(2):
+            arrival(pool, tmp_path / str(n))
+        (tmp_path / "1.go").touch()
+        assert set(kinds(reports(pool, 5)).values()) == {Done}
+        (tmp_path / "0.go").touch()
+        pool.submit(job(6))
+        assert kinds(reports(pool, 2)) == {0: Done, 6: Done}
 
     def test_a_cancelled_job_that_hangs_is_ended_unreported(self, pool):
         for n in range(2):

@@ -5,11 +5,10 @@ from tests.conformance.pool import PoolSuite, job, make_evaluate
 
 
 class TestLocalPool(PoolSuite):
-    @pytest.fixture
-    def pool(self):
-        pool = LocalPool(make_evaluate)
-        yield pool
-        pool.close()
+    @pytest.fixture(scope="class")
+    @classmethod
+    def new_pool(cls):
+        return lambda: LocalPool(make_evaluate)
 
 
 def test_it_does_not_claim_to_kill():
