@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from normact.launch import report, run_folder
 from normact.launch.config import (
     Config,
     budget_of,
+    check_device,
     controller_of,
     gates_of,
     in_worker,
@@ -32,6 +34,7 @@ from normact.launch.progress import rerank_progress, search_progress
 from normact.search.controllers import Start
 from normact.search.engine import Engine
 from normact.search.evaluate import Evaluator
+from normact.search.funnel import ACCEPTED
 from normact.search.history import History
 from normact.search.ledger import Ledger
 from normact.search.objective import Objective
@@ -55,15 +58,19 @@ class Setting:
 
 
 def search(setting: Setting, config: Config) -> int:
-    """`normact search`: a new run, its rerank and export."""
+    """`normact search`: a new run, its rerank and export. Nothing is written before all of the config was checked."""
+    folder = Path(config["run_dir"])
+    run_folder.check_new(folder)
     evaluator = checked_evaluator(config)
     check_rerank(config, evaluator.space)
     starts = starts_of(config, evaluator.space)
-    folder = Path(config["run_dir"])
-    with run_folder.create(folder, config) as ledger:
-        for note in evaluator.space.notes:
-            setting.say(f"note: {note}")
-        return _search(setting, config, folder, ledger, evaluator, starts)
+    controller_of(config, evaluator.space, evaluator.task.objective(), starts)
+    for note in evaluator.space.notes:
+        setting.say(f"note: {note}")
+    pool = pool_of(config, in_worker(search_evaluator, config), setting.module_paths)
+    with closing(pool), run_folder.create(folder, config) as ledger:
+        finished = _search(setting, config, folder, ledger, evaluator, starts, pool)
+    return _after(setting, config, folder, evaluator, finished)
 
 
 def resume(setting: Setting, folder: Path) -> int:
@@ -71,7 +78,23 @@ def resume(setting: Setting, folder: Path) -> int:
     with run_folder.open_ledger(folder, write=True) as ledger:
         config = run_folder.trusted_config(folder, setting.allow)
         evaluator = checked_evaluator(config)
-        return _search(setting, config, folder, ledger, evaluator, starts_of(config, evaluator.space))
+        starts = starts_of(config, evaluator.space)
+        with closing(pool_of(config, in_worker(search_evaluator, config), setting.module_paths)) as pool:
+            finished = _search(setting, config, folder, ledger, evaluator, starts, pool)
+    return _after(setting, config, folder, evaluator, finished)
+
+
+def _after(setting: Setting, config: Config, folder: Path, evaluator: Evaluator, finished: bool) -> int:
+    """What follows a search: the rerank and the export, or how to go on."""
+    if not finished:
+        setting.say(f"stopped; everything is recorded. Go on with: normact resume {folder}")
+        return 130
+    with run_folder.open_ledger(folder, write=True) as ledger:
+        if not ledger.meta("accepted", 0):
+            setting.say("Nothing passed every gate: search longer (budget.minutes), or loosen the gates.")
+        elif config["rerank"]["finalists"]:
+            run_rerank(setting, config, folder, ledger, evaluator)
+    return 0
 
 
 def rerank(setting: Setting, folder: Path) -> int:
@@ -89,7 +112,8 @@ def checked_evaluator(config: Config) -> Evaluator:
     evaluator = search_evaluator(config)
     evaluator.task.check_meets(evaluator.space)
     evaluator.task.objective()
-    evaluator.task.splits  # noqa: B018 - loads: a missing folder is said now, not by a worker later
+    evaluator.task.data.load()  # a missing folder is said now, not by a worker later
+    check_device(config)
     budget_of(config)
     limits_of(config)
     return evaluator
@@ -145,36 +169,24 @@ def _search(
     ledger: Ledger,
     evaluator: Evaluator,
     starts: Sequence[Start],
-) -> int:
+    pool: Pool,
+) -> bool:
+    """Run the engine and print what it found; False where Ctrl-C ended it."""
     console, space, objective = setting.console, evaluator.space, evaluator.task.objective()
     known = run_folder.check_fingerprints(ledger, space)
     controller = controller_of(config, space, objective, starts)
-    pool = pool_of(config, in_worker(search_evaluator, config), setting.module_paths)
-    try:
-        engine = Engine(
-            space, controller, ledger, pool, budget_of(config), objective, config["seed"], limits_of(config)
-        )
-        again = engine.replay()
-        if engine.funnel.proposals:
-            setting.say(f"resumed at {engine.funnel.proposals} proposals, {again} of them judged again")
-        gates = [gate.name for gate in gates_of(config)]
-        with search_progress(console, gates, engine.budget, objective, engine.describe) as on_progress:
-            finished = engine.run(on_progress)
-    finally:
-        pool.close()
-    history = History(ledger)
-    report.print_funnel(console, history.funnel, gates, engine.seconds)
-    report.print_top(console, report.top_rows(history, space, objective, known, 5), objective)
+    engine = Engine(space, controller, ledger, pool, budget_of(config), objective, config["seed"], limits_of(config))
+    again = engine.replay()
+    if engine.funnel.proposals:
+        setting.say(f"resumed at {engine.funnel.proposals} proposals, {again} of them judged again")
+    gates = [gate.name for gate in gates_of(config)]
+    with search_progress(console, gates, engine.budget, objective, engine.describe) as on_progress:
+        finished = engine.run(on_progress)
+    ledger.set_meta("accepted", engine.funnel.ended[ACCEPTED])
+    report.print_funnel(console, engine.funnel, gates, engine.seconds)
+    report.print_top(console, report.top_rows(History(ledger), space, objective, known, 5), objective)
     setting.say(f"run folder: {folder}")
-    if not finished:
-        setting.say(f"stopped; everything is recorded. Go on with: normact resume {folder}")
-        return 130
-    if not engine.best:
-        setting.say("Nothing passed every gate: search longer (budget.minutes), or loosen the gates.")
-        return 0
-    if config["rerank"]["finalists"]:
-        run_rerank(setting, config, folder, ledger, evaluator)
-    return 0
+    return finished
 
 
 def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, evaluator: Evaluator) -> None:
@@ -183,14 +195,12 @@ def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, e
     history = History(ledger)
     entrants = entrants_of(config, history, evaluator, ledger.meta("known_fingerprints", {}))
     objective = rerank_task_of(config).objective(config["rerank"]["objective"])
-    pool = pool_of(config, in_worker(rerank_evaluator, config), setting.module_paths)
     try:
-        rows = _rerank(console, config, ledger, entrants, objective, pool)
+        with closing(pool_of(config, in_worker(rerank_evaluator, config), setting.module_paths)) as pool:
+            rows = _rerank(console, config, ledger, entrants, objective, pool)
     except KeyboardInterrupt:
         setting.say(f"stopped; what was trained is recorded. Go on with: normact rerank {folder}")
         return
-    finally:
-        pool.close()
     ledger.set_meta("standings", [report.standing_json(row) for row in rows])
     report.print_standings(console, rows, objective, config["rerank"]["seeds"])
     if config["export"]["winner"]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -22,7 +25,7 @@ from normact.search.gates import Gate
 from normact.search.objective import Objective
 from normact.search.pool import Evaluate, Pool
 from normact.search.task import Task
-from normact.spaces.errors import InputError
+from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.space import Space
 
 Config = dict[str, Any]
@@ -50,9 +53,31 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
         composed.input = {"channels": data.shape[0], "size": data.shape[-1], "outputs": data.outputs}
         return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as problem:
-        raise InputError(_one_line(problem)) from None
+        raise _explained(problem, search_path) from None
     finally:
         GlobalHydra.instance().clear()
+
+
+def _explained(problem: Exception, search_path: list[str]) -> InputError:
+    """Hydra's error as ours: what was not found, and the nearest that could be."""
+    text = _one_line(problem)
+    if match := re.search(r"Could not find '([^']+)/([^']+)' Available options in '[^']+': (.*?) Config search", text):
+        return unknown_name(f"option of {match[1]}", match[2], match[3].split())
+    if match := re.search(r"Could not override '([^']+)'", text):
+        GlobalHydra.instance().clear()
+        with initialize_config_module("normact.conf", version_base="1.3"):
+            known = list(_keys(OmegaConf.to_container(compose("config", search_path))))
+        close = difflib.get_close_matches(match[1], known, n=1, cutoff=0.5)
+        nearest = f"; the nearest is {close[0]!r}" if close else ""
+        return InputError(f"there is no setting {match[1]!r}{nearest}; `normact search --dry-run` prints all of them")
+    return InputError(text)
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
 
 
 def make(node: Any, what: str, **kwargs: Any) -> Any:
@@ -123,12 +148,12 @@ def space_of(config: Config) -> Space:
 
 def task_of(config: Config) -> Task:
     """The task that candidates are searched on."""
-    return _task(config, config["anchor"], config["recipe"])
+    return _task(config, config.get("anchor", {}), config["recipe"])
 
 
 def rerank_task_of(config: Config) -> Task:
     """The task of the rerank: the same data, other anchors and recipe, a test split."""
-    return _task(config, config["rerank"]["anchor"], config["rerank"]["recipe"])
+    return _task(config, config["rerank"].get("anchor", {}), config["rerank"]["recipe"])
 
 
 def _task(config: Config, anchors: Config, recipe: Config) -> Task:
@@ -136,7 +161,7 @@ def _task(config: Config, anchors: Config, recipe: Config) -> Task:
         make(config["data"], "data"),
         {name: make(node, f"anchor {name}") for name, node in anchors.items()},
         make(recipe, "recipe"),
-        [make(node, f"objective {name}") for name, node in config["objective"].items()],
+        [make(node, f"objective {name}") for name, node in config.get("objective", {}).items()],
         config["task"]["device"],
     )
 
@@ -165,6 +190,25 @@ def pool_of(config: Config, make_evaluate: Callable[[], Evaluate], module_paths:
     if node["_target_"].endswith("RayPool"):
         node["module_paths"] = list(module_paths)
     return make(node, "pool")(make_evaluate)
+
+
+def check_device(config: Config) -> None:
+    """Check that trainings will find the device that they are to run on.
+
+    Raises:
+        InputError: no such device, or a GPU that no worker of the pool would hold.
+    """
+    device, pool = config["task"]["device"], config["pool"]
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise InputError(f"task.device={device!r} is no torch device; use cpu or cuda") from None
+    if kind != "cuda":
+        return
+    if "gpus_per_worker" in pool and not pool["gpus_per_worker"]:
+        raise InputError(f"task.device={device} needs a GPU in each worker: give pool.gpus_per_worker=1 (or a share)")
+    if "gpus_per_worker" not in pool and not torch.cuda.is_available():
+        raise InputError(f"task.device={device}, but torch finds no GPU here; use task.device=cpu")
 
 
 def budget_of(config: Config) -> Budget:

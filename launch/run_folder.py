@@ -30,8 +30,7 @@ def create(folder: Path, config: Config) -> Ledger:
     Raises:
         InputError: the folder exists and is not empty, or cannot be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already; give another run_dir, or `normact resume {folder}`")
+    check_new(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(folder / LEDGER, create=True, durability=config["durability"])
@@ -40,6 +39,16 @@ def create(folder: Path, config: Config) -> Ledger:
         raise InputError(f"cannot make the run folder {folder}: {problem}") from None
     ledger.set_meta("versions", versions())
     return ledger
+
+
+def check_new(folder: Path) -> None:
+    """Check that a run folder can be made without touching anything.
+
+    Raises:
+        InputError: it exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already; give another run_dir, or `normact resume {folder}`")
 
 
 def open_ledger(folder: Path, write: bool = False) -> Ledger:
