@@ -1,0 +1,239 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from normact.launch.config import compose_config, gates_of, space_of, task_of
+from normact.search.anchors import TokenNet
+from normact.search.data import Split
+from normact.search.evaluate import Evaluator
+from normact.search.gates import Pass, Quality, Stability, TrainContext
+from normact.search.outcome import Rejection
+from normact.search.pool import Job
+from normact.search.task import Task
+from normact.search.training import Recipe, Training
+from normact.spaces import CATALOGUE, InputError
+from tests.tasks import Pointwise, blobs, layer, small_task
+
+
+def context(training, anchor="net", task=None, values=None):
+    return TrainContext(None, None, task, anchor, training, values or {}, 0)
+
+
+class Product(nn.Module):
+    """y = a b x."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor(a)), nn.Parameter(torch.tensor(b))
+
+    def forward(self, x):
+        return self.a * self.b * x
+
+
+def training_of(model, x=1.0, count=8):
+    split = Split(torch.full((count, 1), x, dtype=torch.float64), torch.zeros(count, 1, dtype=torch.float64))
+    return Training(model.double(), split, Recipe(), "mse", 0)
+
+
+# -- stability -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_ascent_on_one_weight_walks_straight_away(steps):
+    """loss = w^2, n = |2 w|, so k steps of length lr give n = 2 (|w| + k lr)."""
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(-0.5)
+    found = Stability(ascent_steps=steps, lr=0.25).check(context(training_of(model)))
+    assert found.figures["norm"] == pytest.approx(2 * (0.5 + steps * 0.25), rel=1e-9)
+
+
+def test_one_step_of_two_weights_goes_along_the_norms_own_gradient():
+    def norm(p):  # loss = (a b)^2, so its gradient is 2 a b (b, a)
+        a, b = p
+        return 2 * abs(a * b) * math.hypot(a, b)
+
+    start, h = np.array([0.7, -1.3]), 1e-6
+    slope = np.array([(norm(start + h * e) - norm(start - h * e)) / (2 * h) for e in np.eye(2)])
+    found = Stability(ascent_steps=1, lr=0.1).check(context(training_of(Product(0.7, -1.3))))
+    assert found.figures["norm"] == pytest.approx(norm(start + 0.1 * slope / np.linalg.norm(slope)), rel=1e-6)
+
+
+def test_it_rejects_at_the_step_that_passes_the_limit():
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    found = Stability(ascent_steps=9, lr=0.25, limit=3.9).check(context(training_of(model)))
+    assert found == Rejection(
+        "stability", "gradient norm 4 after 4 ascent steps on net", {"norm": pytest.approx(4.0), "ascent_steps": 4.0}
+    )
+    assert isinstance(Stability(ascent_steps=3, lr=0.25, limit=3.9).check(context(training_of(model))), Pass)
+
+
+def test_a_flat_place_is_no_reason_to_reject():
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    assert Stability().check(context(training_of(model))) == Pass({"norm": 0.0})
+
+
+class NoSecond(torch.autograd.Function):
+    """x^2, with a derivative whose own derivative is not finite."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * (2 * x + torch.sqrt(x.detach() * 0 + (x - x)))
+
+
+def test_a_second_derivative_that_is_not_finite_is_a_reason():
+    model = nn.Linear(1, 1, bias=False)
+    whole = nn.Sequential(model, Pointwise(NoSecond.apply))
+    found = Stability().check(context(training_of(whole)))
+    assert isinstance(found, Rejection) and "non-finite second derivative on net" in found.reason
+
+
+def started(make, at=0):
+    training = small_task().start("net", make, seed=0)
+    assert training.run_to(at)
+    return training
+
+
+@pytest.mark.parametrize("name", ["bn_relu", "gn_relu", "evonorm_b0", "frn_tlu"])
+@pytest.mark.parametrize("at", [0, 10])
+def test_known_layers_stay_stable(name, at):
+    found = Stability(ascent_steps=20).check(context(started(layer(name), at)))
+    assert isinstance(found, Pass) and found.figures["norm"] < 1e4
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x / (x - 1), lambda x: 1 / x, lambda x: torch.exp(x.square())], ids=["x/(x-1)", "1/x", "exp"]
+)
+def test_an_unguarded_division_or_an_explosion_fails_within_few_steps(function):
+    found = Stability(ascent_steps=20).check(context(started(lambda site: Pointwise(function))))
+    assert isinstance(found, Rejection) and found.gate == "stability"
+    assert found.figures["ascent_steps"] <= 20 and not found.figures["norm"] <= 1e8
+
+
+def test_the_gate_changes_nothing():
+    training = started(layer("bn_relu"), at=3)
+    training.model.eval()
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    generator = torch.get_rng_state()
+    grads = [None if p.grad is None else p.grad.clone() for p in training.model.parameters()]
+    Stability().check(context(training))
+    after = training.model.state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[n], after[n]) for n in before)
+    assert not training.model.training
+    assert torch.equal(torch.get_rng_state(), generator)
+    for p, grad in zip(training.model.parameters(), grads, strict=True):
+        assert (p.grad is None) == (grad is None) and (grad is None or torch.equal(p.grad, grad))
+
+
+def test_it_looks_at_the_first_examples_alone():
+    full, cut = started(layer("gn_relu")), started(layer("gn_relu"))
+    cut.examples = Split(cut.examples.x[:8], cut.examples.y[:8])
+    assert Stability(batch_size=8).check(context(full)) == Stability(batch_size=8).check(context(cut))
+    assert Stability(batch_size=16).check(context(full)) != Stability(batch_size=8).check(context(full))
+
+
+def test_it_is_done_on_the_anchors_named():
+    training = started(lambda site: Pointwise(lambda x: 1 / x))
+    assert Stability(anchors=["other"]).check(context(training)) == Pass()
+    assert isinstance(Stability(anchors=["net"]).check(context(training)), Rejection)
+
+
+@pytest.mark.parametrize("mixing", ["linear", "attention"])
+def test_token_nets_can_be_looked_at(mixing):
+    net = TokenNet(2, 6, 3, patch=2, width=8, depth=1, mixing=mixing)
+    training = small_task(anchors={"net": net}).start("net", layer("ln_gelu"), 0)
+    assert isinstance(Stability().check(context(training)), Pass)
+
+
+@pytest.mark.parametrize("wrong", [{"ascent_steps": 0}, {"batch_size": 1}, {"at": -1}], ids=str)
+def test_stability_out_of_range_is_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Stability(**wrong)
+
+
+# -- quality ---------------------------------------------------------------------------------------------------
+
+CHANCE = {"validation_loss": math.log(3), "accuracy": 1 / 3, "training_loss": math.log(3)}
+
+
+def judged(gate, **values):
+    return gate.check(context(None, task=small_task(), values={**CHANCE, **values}))
+
+
+def test_quality_compares_the_skill_of_the_leading_objective():
+    half = math.log(3) / 2  # the loss whose skill is 0.5
+    assert isinstance(judged(Quality(30, 0.499), validation_loss=half), Pass)
+    found = judged(Quality(30, 0.501), validation_loss=half)
+    assert (found.gate, found.reason) == ("quality@30", "validation_loss 0.5493 on net: skill 0.500 below 0.501")
+    assert found.figures == {"net.validation_loss": half, "net.skill": pytest.approx(0.5)}
+    assert isinstance(judged(Quality(30, 0.501), validation_loss=half, accuracy=1.0), Rejection)
+
+
+def test_quality_can_look_at_another_objective():
+    assert isinstance(judged(Quality(30, 0.25, "accuracy"), accuracy=0.5), Pass)  # (1/2 - 1/3) / (2/3)
+    assert isinstance(judged(Quality(30, 0.26, "accuracy"), accuracy=0.5), Rejection)
+    with pytest.raises(InputError, match="unknown objective 'f1'"):
+        judged(Quality(30, 0.1, "f1"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_quality_rejects_what_is_not_finite_at_any_threshold(value):
+    assert isinstance(judged(Quality(10, -1e9), validation_loss=value), Rejection)
+
+
+def test_quality_is_named_by_its_step_and_looks_there():
+    assert (Quality(30, 0.1).name, Quality(30, 0.1).steps) == ("quality@30", (30,))
+    with pytest.raises(InputError, match="at=0"):
+        Quality(0, 0.1)
+
+
+# -- the default gates -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def default():
+    config = compose_config(["data=digits"])
+    return SimpleNamespace(space=space_of(config), task=task_of(config), gates=gates_of(config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_known_layers_pass_the_default_gates_on_the_default_anchors(default, name):
+    judge = Evaluator(default.space, default.task, default.gates)
+    candidate = default.space.to_json(CATALOGUE[name].graph)
+    for kind in ("screen", "train"):
+        (outcome,) = judge(Job(0, kind, ((0, candidate),), seed=0))
+        assert outcome.accepted, f"{outcome.gate}: {outcome.reason}"
+    assert outcome.steps == default.task.recipe.steps
+    assert set(outcome.final("validation_loss")) == set(default.task.anchors)
+
+
+def test_a_task_whose_labels_say_nothing_fails_quality():
+    """Labels drawn apart from the images: whatever is learnt, validation stays at chance."""
+    data = blobs(train=64, validation=400)
+    generator = torch.Generator().manual_seed(5)
+    for split in (data.load().train, data.load().validation):
+        split.y.copy_(split.y[torch.randperm(len(split), generator=generator)])
+    task = small_task(steps=30, data=data)
+    assert isinstance(task, Task)
+    training = task.start("net", layer("bn_relu"), 0)
+    training.run_to(30)
+    assert isinstance(Quality(30, 0.1).check(context(training, task=task, values=task.measure(training))), Rejection)
+    real = small_task(steps=30)
+    training = real.start("net", layer("bn_relu"), 0)
+    training.run_to(30)
+    assert isinstance(Quality(30, 0.1).check(context(training, task=real, values=real.measure(training))), Pass)
