@@ -409,6 +409,10 @@ def uses_numpy(a):
     return a * float(np.pi)
 
 
+def widened(a):
+    return a.float()
+
+
 def div_1(a):
     a = a + 1
     return a * a
@@ -446,6 +450,15 @@ def test_an_op_of_ones_own_is_printed_from_its_source(op_table, runner, tmp_path
     graph = parse(text)
     assert line in emit(graph, "layer")
     assert compare_apart([graph], layouts_of, torch.float32, tmp_path, runner) == 3
+
+
+def test_an_op_that_widens_does_not_widen_the_layer(op_table):
+    register(Op("widened", 1, widened))
+    graph = parse("affine(add(widened(x), group_mean(x)))")
+    x = torch.randn(SHAPES["NCHW"]).bfloat16()
+    ours, theirs = GraphLayer(graph, FEATURES)(x), load(emit(graph, "layer"))(FEATURES)(x)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    assert torch.equal(ours, theirs)
 
 
 def test_functions_of_one_name_stay_apart(op_table):

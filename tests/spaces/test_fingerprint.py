@@ -58,6 +58,7 @@ STRANGERS = [
     ("trainables", "add(x, v0)", "add(x, v1)"),
     ("a factor that starts at 1", "mul(x, v1)", "add(x, zero)"),
     ("a summand that starts at 0", "add(x, v0)", "add(x, zero)"),
+    ("alike at v0 = 0, gradients too", "add(mul(v1, x), mul(v0, v0))", "mul(v1, x)"),
     ("a scalar or a vector", "mul(x, s1)", "mul(x, v1)"),
     ("its start", "mul(x, s0.01)", "mul(x, s0.02)"),
     ("the affine", "affine(neg(x))", "neg(x)"),
@@ -104,6 +105,24 @@ def test_running_statistics_count_even_where_training_is_alike():
     assert of("batch_std(x)") != of("batch_std(x)", options=LayerOptions(groups=8, momentum=0.2))
 
 
+class Stopped(nn.Module):
+    """x times v1, without the gradients that `blocked` names."""
+
+    def __init__(self, blocked):
+        super().__init__()
+        self.v1 = nn.Parameter(torch.ones(16, 1, 1))
+        self.blocked = blocked
+
+    def forward(self, x):
+        factor = self.v1.detach() if "v1" in self.blocked else self.v1
+        return (x.detach() if "x" in self.blocked else x) * factor
+
+
+def test_gradients_count_even_where_outputs_are_alike():
+    found = {fingerprint(lambda site, b=b: Stopped(b), SITES[:1]) for b in ((), ("x",), ("v1",), ("x", "v1"))}
+    assert len(found) == 4
+
+
 def test_groups_and_eps_count():
     assert of("group_std(x)") != of("group_std(x)", options=LayerOptions(groups=4))
     assert of("group_std(x)") != of("group_std(x)", options=LayerOptions(groups=8, eps=1e-3))
@@ -116,6 +135,15 @@ def test_the_number_of_threads_does_not_matter_and_is_given_back(threads):
     torch.set_num_threads(threads)
     assert of("evonorm_b0") == alone
     assert torch.get_num_threads() == threads
+
+    class Watching(nn.Module):
+        def forward(self, x):
+            seen.append(torch.get_num_threads())
+            return x * 1
+
+    seen = []
+    fingerprint(lambda site: Watching(), SITES)
+    assert set(seen) == {1}
 
 
 def test_global_random_state_neither_matters_nor_changes():
