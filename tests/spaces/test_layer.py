@@ -11,11 +11,6 @@ from normact.spaces import CATALOGUE, ChannelAffine, GraphLayer, InputError, Lay
 SHAPES = {"NCHW": (4, 6, 3, 5), "NLC": (4, 5, 6), "NC": (7, 6)}
 
 
-def finite(graph, x):
-    y = GraphLayer(graph, 6, "NCHW", LayerOptions(groups=2))(x)
-    return bool(torch.isfinite(y).all())
-
-
 @given(data=st.data())
 def test_the_output_has_the_inputs_shape_and_dtype(graphs, data):
     graph = data.draw(graphs)
