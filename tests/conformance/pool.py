@@ -306,15 +306,15 @@ class KillSuite:
         assert kinds(reports(pool, 1)) == {2: Done}
 
 
-def warm_up(pool):
-    """All workers are up; and short jobs, after which a pool may queue several on one worker."""
+def warm_up(pool, workers=2):
+    """Short jobs until all workers have judged some: all are up, and a pool may queue several on one."""
     end = time.monotonic() + WAIT
-    while pool.free("train") < pool.capacity["train"]:
+    seen = set()
+    while len(seen) < workers:
         assert time.monotonic() < end
-        assert pool.next(0.1) is None
-    for n in range(8):
-        pool.submit(job(n))
-    reports(pool, 8)
+        for n in range(8):
+            pool.submit(job(n))
+        seen = {report.outcomes[0].worker for report in reports(pool, 8).values()}
 
 
 def arrival(pool, path):
