@@ -36,7 +36,7 @@ from normact.search.engine import Engine
 from normact.search.evaluate import Evaluator
 from normact.search.funnel import ACCEPTED
 from normact.search.history import History
-from normact.search.ledger import Ledger
+from normact.search.ledger import Ledger, check_durability
 from normact.search.objective import Objective
 from normact.search.pool import Pool
 from normact.search.rerank import Entrant, Rerank, Standing
@@ -114,6 +114,7 @@ def checked_evaluator(config: Config) -> Evaluator:
     evaluator.task.objective()
     evaluator.task.data.load()  # a missing folder is said now, not by a worker later
     check_device(config)
+    check_durability(config["durability"])
     budget_of(config)
     limits_of(config)
     return evaluator

@@ -167,12 +167,12 @@ def _task(config: Config, anchors: Config, recipe: Config) -> Task:
 
 
 def gates_of(config: Config) -> list[Gate]:
-    """The gates, in order."""
-    gates = [make(node, f"gate {name}") for name, node in config["gates"].items() if node]
-    for gate, name in zip(gates, config["gates"], strict=False):
+    """The gates, in order; one that is null in the config is left out."""
+    gates = {name: make(node, f"gate {name}") for name, node in config["gates"].items() if node}
+    for name, gate in gates.items():
         if not isinstance(gate, Gate):
             raise InputError(f"gate {name}: a {type(gate).__name__} is no Gate")
-    return gates
+    return list(gates.values())
 
 
 def controller_of(config: Config, space: Space, objective: Objective, starts: Sequence[Start]) -> Controller:

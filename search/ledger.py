@@ -76,8 +76,7 @@ class Ledger:
         durability: Literal["normal", "full"] = "normal",
     ) -> None:
         self.path = Path(path)
-        if durability not in ("normal", "full"):
-            raise InputError(f"durability must be normal or full, got {durability!r}")
+        check_durability(durability)
         if create and self.path.exists():
             raise InputError(f"{self.path} exists already; give another run_dir, or resume it")
         if not create and not self.path.is_file():
@@ -178,6 +177,16 @@ class Ledger:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_durability(durability: str) -> None:
+    """Check that a durability is one.
+
+    Raises:
+        InputError: it is neither `normal` nor `full`.
+    """
+    if durability not in ("normal", "full"):
+        raise InputError(f"durability must be normal or full, got {durability!r}")
 
 
 def _lock(path: Path) -> IO[str]:

@@ -58,7 +58,5 @@ def expected(space: Space, proposal: Proposal) -> str:
 
 def scored(outcomes: dict[int, Outcome]) -> dict[int, Any]:
     """What must not depend on workers, order or kills: everything but costs and the worker's name."""
-    return {
-        n: (o.gate, o.reason, dict(o.figures), o.scores, o.steps, o.seed, o.same_as, o.fingerprint)
-        for n, o in sorted(outcomes.items())
-    }
+    costs = ("seconds", "memory", "worker", "device")
+    return {n: {k: v for k, v in o.to_json().items() if k not in costs} for n, o in sorted(outcomes.items())}

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from normact.spaces import InputError, Site, Space
 from torch import Tensor, nn
+
+from normact.spaces import InputError, Site, Space
 
 BASES = ("sine", "square")
 

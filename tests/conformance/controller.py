@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from normact.search.controllers import Controller, Start
 from normact.search.objective import Objective, Score
 from normact.search.outcome import Outcome, Proposal

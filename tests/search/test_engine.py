@@ -4,6 +4,7 @@ from collections import deque
 from itertools import count
 
 import pytest
+
 from normact.search.controllers import Evolution, RandomSearch
 from normact.search.engine import Budget, Engine, Limits, mean_skill
 from normact.search.history import History
@@ -12,7 +13,6 @@ from normact.search.objective import Score
 from normact.search.outcome import Outcome, Proposal
 from normact.search.pool import Done, Failed, Job, LocalPool, Lost, Pool, TimedOut
 from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, InputError
-
 from tests.judges import LOSS, Judge, expected, scored
 from tests.toy import ToySpace
 

@@ -1,6 +1,7 @@
 """History: what a ledger tells, read back."""
 
 import pytest
+
 from normact.search.controllers import Evolution, Start
 from normact.search.engine import Budget, Engine
 from normact.search.history import History
@@ -8,7 +9,6 @@ from normact.search.ledger import Event, Ledger
 from normact.search.objective import Score
 from normact.search.outcome import Outcome
 from normact.search.pool import LocalPool
-
 from tests.judges import LOSS, Judge
 from tests.toy import Choice, ToySpace
 

@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 import pytest
+
 from normact.search.ledger import APPLICATION_ID, SCHEMA, Event, Ledger
 from normact.spaces import InputError
 
@@ -61,9 +62,8 @@ def test_it_is_readable_while_it_is_written(path):
 
 
 def test_a_second_writer_is_refused_until_the_first_closes(path):
-    with Ledger(path, create=True):
-        with pytest.raises(InputError, match="in use by another driver"):
-            Ledger(path)
+    with Ledger(path, create=True), pytest.raises(InputError, match="in use by another driver"):
+        Ledger(path)
     Ledger(path).close()
 
 

@@ -3,12 +3,12 @@
 from functools import partial
 
 import pytest
+
 from normact.search.controllers import Evolution, RandomSearch, pareto_front
 from normact.search.controllers.evolution import Member
 from normact.search.objective import Score
 from normact.search.outcome import Outcome
 from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, InputError
-
 from tests.conformance.controller import CHECKS, LOSS, judge
 from tests.toy import ToySpace
 

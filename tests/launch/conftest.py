@@ -1,0 +1,45 @@
+"""Small, fast searches for the tests of the command line."""
+
+import pytest
+
+from normact.launch.main import main
+
+TINY = [
+    "pool=local",
+    "rerank.finalists=0",
+    "budget.minutes=null",
+    "budget.proposals=40",
+    "anchor=[preact_resnet]",
+    "anchor.preact_resnet.width=4",
+    "recipe.steps=12",
+    "recipe.warmup=2",
+    "~gates.quality_30",
+    "~gates.quality_100",
+    "gates.stability.at=0",
+    "gates.stability.ascent_steps=2",
+]
+"""Overrides that make a search take seconds: one narrow anchor, 12 steps, in this process."""
+
+TINY_RERANK = [
+    "rerank.finalists=1",
+    "rerank.seeds=2",
+    "rerank.baselines=[bn_relu]",
+    "anchor@rerank.anchor=[deep_resnet]",
+    "rerank.anchor.deep_resnet.width=4",
+    "rerank.recipe.steps=12",
+    "rerank.recipe.warmup=2",
+]
+
+
+@pytest.fixture
+def normact(capsys, monkeypatch, tmp_path):
+    """Runs a command line in an empty folder; gives status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(__import__("sys").path))
+
+    def run(*arguments):
+        status = main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run

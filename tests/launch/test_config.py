@@ -1,0 +1,119 @@
+"""Every YAML in conf/ composes and makes what it says; what is wrong is said in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from normact.launch import config as config_module
+from normact.launch.config import (
+    budget_of,
+    check_targets,
+    compose_config,
+    controller_of,
+    gates_of,
+    limits_of,
+    make,
+    rerank_task_of,
+    space_of,
+    task_of,
+)
+from normact.search.controllers import Controller
+from normact.search.pool import Pool
+from normact.spaces import InputError
+
+CONF = Path(config_module.__file__).parents[1] / "conf"
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+LISTS = ("anchor", "objective")
+
+
+def override(group, option):
+    return f"{group}=[{option}]" if group in LISTS else f"{group}={option}"
+
+
+def test_the_groups_are_those_that_are_documented():
+    groups = {group for group, _ in OPTIONS}
+    assert groups == {
+        "space", "controller", "gates", "data", "anchor", "recipe", "objective", "pool", "experiment",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_yaml_composes_and_makes_its_objects(group, option):
+    config = compose_config([override(group, option)])
+    space = space_of(config)
+    task = task_of(config)
+    task.check_meets(space)
+    rerank_task_of(config).check_meets(space)
+    gates = gates_of(config)
+    assert isinstance(controller_of(config, space, task.objective(), []), Controller)
+    budget_of(config)
+    limits_of(config)
+    assert len({gate.name for gate in gates}) == len(gates) > 0
+    pool_class = make(config["pool"], "pool").func
+    assert issubclass(pool_class, Pool)
+
+
+def test_the_input_comes_from_the_data():
+    assert compose_config(["data=digits"])["input"] == {"channels": 1, "size": 8, "outputs": 10}
+    config = compose_config(["data=fashion_mnist"])
+    assert config["input"]["size"] == 28
+    assert config["anchor"]["token_mixer"]["size"] == 28
+
+
+@pytest.mark.parametrize("preset", ["evonorm_b", "evonorm_s", "pointwise"])
+def test_presets_hold_what_they_say(preset):
+    space = space_of(compose_config([f"space={preset}"]))
+    moments = {name.split("_")[0] for name in space.ops if name.endswith(("_mean", "_rms", "_std"))}
+    expected = {
+        "evonorm_b": {"batch", "instance", "layer", "group"},
+        "evonorm_s": {"instance", "layer", "group"},
+        "pointwise": set(),
+    }
+    assert moments == expected[preset]
+    if preset != "pointwise":
+        assert len(space.ops) == 12 + 3 * len(moments)
+        assert space.post_affine
+    else:
+        assert space.site_kinds == {"norm_act", "act"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data=mnist", "unknown option of data 'mnist'.*digits, fashion_mnist"),
+        ("budget.minuts=3", "no setting 'budget.minuts'; the nearest is 'budget.minutes'"),
+        ("budget", "budget"),
+        ("space.nodes=0", "space: .*nodes=0"),
+        ("space.ops=[sigmod]", "unknown op 'sigmod'.*'sigmoid'"),
+        ("space.layouts=[NHWC]", "unknown layout 'NHWC'"),
+        ("recipe.lr=-1", "recipe: .*lr=-1"),
+        ("anchor.token_mixer.patch=3", "anchor token_mixer: .*8.*patch=3"),
+        ("+gates.mine={_target_: no_such_module.Gate}", "gate mine: .*no_such_module"),
+        ("controller.window=none", "controller"),
+        ("+controller.wings=2", "controller.*wings"),
+        ("seed=${no.such.key}", "no.such"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(override, message):
+    with pytest.raises(InputError, match=message) as caught:
+        config = compose_config([override])
+        space, task = space_of(config), task_of(config)
+        gates_of(config)
+        controller_of(config, space, task.objective(), [])
+    assert "\n" not in str(caught.value)
+
+
+class TestTargetsOfARunFolder:
+    def test_ours_are_trusted(self):
+        check_targets(compose_config([]))
+
+    @pytest.mark.parametrize("target", ["os.system", "normact_evil.run", "builtins.eval", "system"])
+    def test_others_are_not(self, target):
+        config = {"gates": {"x": [{"_target_": target}]}}
+        with pytest.raises(InputError, match="--allow"):
+            check_targets(config)
+
+    def test_unless_they_are_named_again(self):
+        check_targets({"gates": {"_target_": "mine.parts.Gate"}}, allowed=["mine"])
+        with pytest.raises(InputError):
+            check_targets({"gates": {"_target_": "mines.Gate"}}, allowed=["mine"])
