@@ -106,7 +106,7 @@ BAD_SEARCHES = [
 
 @pytest.mark.parametrize(("overrides", "message"), BAD_SEARCHES, ids=lambda value: str(value)[:40])
 def test_a_bad_search_ends_with_one_line_and_writes_nothing(normact, tmp_path, overrides, message):
-    status, out, err = normact("search", *TINY, *overrides, "run_dir=run")
+    status, _, err = normact("search", *TINY, *overrides, "run_dir=run")
     assert status == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
