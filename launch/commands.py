@@ -263,7 +263,10 @@ def _export_winner(
     if path.exists():
         setting.say(f"already exported: {path}")
         return
-    write_export(setting, folder, ledger, history, evaluator, number, name, path)
+    try:
+        write_export(setting, folder, ledger, history, evaluator, number, name, path)
+    except InputError as problem:
+        setting.say(f"not exported: {problem}")
 
 
 def write_export(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from normact.spaces.space import Space
 
 LEDGER = "ledger.sqlite"
 CONFIG = "config.yaml"
+VERSIONS = "versions.json"
 EXPORTS = "exports"
 _PACKAGES = ("normact", "torch", "numpy", "scipy", "ray", "optuna", "hydra-core")
 
@@ -35,6 +37,7 @@ def create(folder: Path, config: Config) -> Ledger:
         folder.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(folder / LEDGER, create=True, durability=config["durability"])
         (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+        (folder / VERSIONS).write_text(json.dumps(versions(), indent=2) + "\n")
     except OSError as problem:
         raise InputError(f"cannot make the run folder {folder}: {problem}") from None
     ledger.set_meta("versions", versions())

@@ -166,6 +166,44 @@ def test_ctrl_c_ends_cleanly_and_the_run_goes_on(tmp_path):
     check_nothing_lost_or_doubled(tmp_path / "killed", 100)
 
 
+HOSTILE = """
+import os
+
+import torch
+from toy_parts import BASES, Choice, ToySpace
+
+
+class HostileSpace(ToySpace):
+    def build(self, candidate, site):
+        if candidate == Choice("sine", 1):
+            raise ArithmeticError("no such layer")
+        if candidate == Choice("sine", 2):
+            os._exit(1)
+        while candidate == Choice("sine", 3):
+            pass
+        if candidate == Choice("sine", 4):
+            return torch.nn.Identity()
+        return super().build(candidate, site)
+"""
+
+
+@pytest.mark.slow
+def test_candidates_that_raise_hang_or_end_the_process_are_recorded_rejections(tmp_path, toy_config):
+    """Each in a real worker, in a space of 12 functions: every other one is judged all the same."""
+    (toy_config / "hostile_parts.py").write_text(HOSTILE)
+    (toy_config / "space/hostile.yaml").write_text("_target_: hostile_parts.HostileSpace\nmost: 6\n")
+    command = [part if part != "space=toy" else "space=hostile" for part in toy_command(toy_config, "ray")]
+    run(*command, "limits.screen_seconds=4", "rerank.finalists=0", "run_dir=run", cwd=tmp_path)
+    history = check_nothing_lost_or_doubled(tmp_path / "run", 60)
+    ended = {}
+    for number, outcome in history.outcomes.items():
+        if outcome.same_as is None:
+            choice = history.proposals[number].candidate
+            ended[choice["basis"], choice["count"]] = outcome.gate
+    expected = {("sine", 1): "error", ("sine", 2): "worker", ("sine", 3): "time", ("sine", 4): "probe"}
+    assert ended == {(b, c): expected.get((b, c), "") for b in ("sine", "square") for c in range(1, 7)}
+
+
 @pytest.mark.slow
 def test_shuffled_labels_have_no_better_layer(tmp_path):
     """Where nothing can be learnt, no finalist is called better, and all accuracies are near chance."""
@@ -187,6 +225,8 @@ def test_the_run_folder_says_what_made_it(tmp_path):
     run("search", *TINY, *TINY_RERANK, "budget.proposals=20", "run_dir=run", cwd=tmp_path)
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert config["input"] == {"channels": 1, "size": 8, "outputs": 10}
+    versions = json.loads((tmp_path / "run/versions.json").read_text())
+    assert {"normact", "torch", "python", "machine"} <= versions.keys()
     with Ledger(tmp_path / "run/ledger.sqlite", write=False) as ledger:
-        assert {"normact", "torch", "python", "machine"} <= ledger.meta("versions").keys()
+        assert ledger.meta("versions") == versions
         assert "evonorm_b0" in ledger.meta("known_fingerprints")

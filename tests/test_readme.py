@@ -1,0 +1,66 @@
+"""The README's own examples run as written; only the budget is cut down."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from normact.launch.main import main
+from normact.search.history import History
+from normact.search.ledger import Ledger
+from normact.spaces import OPS
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+FILES = {
+    match[1]: text
+    for kind, text in BLOCKS
+    if kind in ("python", "yaml") and (match := re.match(r"# (mine/\S+)\n", text))
+}
+COMMANDS = [
+    line[2:].split("  #")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "console"
+    for line in text.splitlines()
+    if line.startswith("$ normact search --config-dir")
+]
+CUT = [
+    "pool=local", "budget.minutes=null", "budget.proposals=15", "recipe.steps=12", "recipe.warmup=2",
+    "~gates.quality_30", "~gates.quality_100", "rerank.finalists=0",
+]  # fmt: skip
+
+
+def test_there_are_three_examples_of_your_own():
+    assert len(COMMANDS) == 3
+    assert {"mine/my_ops.py", "mine/my_task.py", "mine/my_space.py"} < set(FILES)
+    assert "@@" not in README
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_example_runs(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(__import__("sys").path))
+    known = dict(OPS)
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    arguments = shlex.split(command)[1:]
+    kept = [a for a in arguments if not a.startswith(("budget.minutes", "rerank.finalists"))]
+    try:
+        assert main([*kept, *CUT, "run_dir=run"]) == 0, capsys.readouterr().err
+    finally:
+        OPS.clear()
+        OPS.update(known)
+    with Ledger(tmp_path / "run/ledger.sqlite", write=False) as ledger:
+        outcomes = History(ledger).outcomes.values()
+    assert len(outcomes) == 15
+    assert not [o.reason for o in outcomes if o.gate == "error"]
+
+
+def test_every_command_of_the_readme_exists():
+    named = set(re.findall(r"^\$ normact (\w+)", README, re.MULTILINE))
+    for name in named:
+        with pytest.raises(SystemExit) as caught:
+            main([name, "--help"])
+        assert caught.value.code == 0
