@@ -183,6 +183,8 @@ def _search(
     gates = [gate.name for gate in gates_of(config)]
     with search_progress(console, gates, engine.budget, objective, engine.describe) as on_progress:
         finished = engine.run(on_progress)
+    if engine.exhausted:
+        setting.say("ended early: nothing but duplicates was proposed any more; widen the space")
     ledger.set_meta("accepted", engine.funnel.ended[ACCEPTED])
     report.print_funnel(console, engine.funnel, gates, engine.seconds)
     report.print_top(console, report.top_rows(History(ledger), space, objective, known, 5), objective)

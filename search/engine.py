@@ -19,6 +19,7 @@ from normact.spaces.space import Space
 
 REPORTS_AT_ONCE = 64
 KILLS_ALLOWED = 2
+EXHAUSTED = 10_000
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class Engine:
         self._flying: dict[int, Job] = {}
         self._deaths: defaultdict[int, int] = defaultdict(int)
         self._cost: dict[JobKind, float | None] = {"screen": None, "train": None}
+        self._duplicates_in_a_row = 0
         self._events: list[Event] = []
         self._jobs = 0
         self._before = 0.0
@@ -163,10 +165,11 @@ class Engine:
             while not self._out_of_time:
                 self._fill()
                 self._flush()
-                if not self._flying:
+                if self._flying:
+                    self._collect()
+                    self._flush()
+                elif self.exhausted or not self._may_propose:
                     break
-                self._collect()
-                self._flush()
                 on_progress(self.progress)
         except KeyboardInterrupt:
             return False
@@ -177,6 +180,11 @@ class Engine:
             self.ledger.set_meta("active_seconds", self.seconds)
         on_progress(self.progress)
         return True
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether so many proposals in a row were duplicates that nothing new can be expected."""
+        return self._duplicates_in_a_row >= EXHAUSTED
 
     @property
     def seconds(self) -> float:
@@ -200,7 +208,7 @@ class Engine:
     @property
     def _may_propose(self) -> bool:
         spent = self.budget.proposals is not None and len(self._proposals) >= self.budget.proposals
-        return not spent and not self._out_of_time
+        return not spent and not self._out_of_time and not self.exhausted
 
     # -- handing out work --------------------------------------------------------------------------------------
 
@@ -338,6 +346,7 @@ class Engine:
         self.outcomes[outcome.number] = outcome
         if outcome.fingerprint and outcome.same_as is None:
             self._by_fingerprint.setdefault(outcome.fingerprint, outcome.number)
+        self._duplicates_in_a_row = 0 if outcome.same_as is None else self._duplicates_in_a_row + 1
         self.funnel.add(outcome)
         self.controller.tell(outcome.number, outcome)
         if outcome.accepted and (skill := mean_skill(self.objective, outcome)) > self.best_skill:

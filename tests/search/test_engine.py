@@ -117,6 +117,24 @@ class TestDuplicates:
         assert run.funnel.ended["duplicate"] == 110
 
 
+def test_a_space_that_is_exhausted_ends_the_search(ledger, monkeypatch):
+    """Two functions in all: budgets of many proposals are spent on duplicates, one without end is not."""
+    monkeypatch.setattr("normact.search.engine.EXHAUSTED", 500)
+    space = ToySpace(most=1)
+    run = Engine(space, RandomSearch(space, LOSS, 0), ledger, LocalPool(lambda: Judge(space)), Budget(minutes=60), LOSS)
+    assert run.run()
+    assert run.exhausted
+    assert 500 < run.funnel.proposals < 700
+    assert run.funnel.unfinished == 0
+
+
+def test_duplicates_alone_do_not_end_a_search(ledger):
+    space = ToySpace(most=1)
+    run = engine(ledger, space, Judge(space), proposals=3000)
+    assert run.run()
+    check_complete(ledger, 3000)
+
+
 class Scripted(Pool):
     """A pool that runs jobs in this process and lets a test say what becomes of each."""
 
