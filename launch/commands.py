@@ -69,6 +69,7 @@ def search(setting: Setting, config: Config) -> int:
         setting.say(f"note: {note}")
     pool = pool_of(config, in_worker(search_evaluator, config), setting.module_paths)
     with closing(pool), run_folder.create(folder, config) as ledger:
+        ledger.set_meta("starts", [[evaluator.space.to_json(start.candidate), start.origin] for start in starts])
         finished = _search(setting, config, folder, ledger, evaluator, starts, pool)
     return _after(setting, config, folder, evaluator, finished)
 
@@ -78,7 +79,7 @@ def resume(setting: Setting, folder: Path) -> int:
     with run_folder.open_ledger(folder, write=True) as ledger:
         config = run_folder.trusted_config(folder, setting.allow)
         evaluator = checked_evaluator(config)
-        starts = starts_of(config, evaluator.space)
+        starts = [Start(evaluator.space.from_json(data), origin) for data, origin in ledger.meta("starts", [])]
         with closing(pool_of(config, in_worker(search_evaluator, config), setting.module_paths)) as pool:
             finished = _search(setting, config, folder, ledger, evaluator, starts, pool)
     return _after(setting, config, folder, evaluator, finished)
@@ -97,10 +98,11 @@ def _after(setting: Setting, config: Config, folder: Path, evaluator: Evaluator,
     return 0
 
 
-def rerank(setting: Setting, folder: Path) -> int:
-    """`normact rerank`: the finalists of a run against baselines, on fresh seeds."""
+def rerank(setting: Setting, folder: Path, changes: Config) -> int:
+    """`normact rerank`: the finalists of a run against baselines, on fresh seeds; `changes` to the run's config."""
     with run_folder.open_ledger(folder, write=True) as ledger:
         config = run_folder.trusted_config(folder, setting.allow)
+        config["rerank"].update(changes)
         evaluator = checked_evaluator(config)
         check_rerank(config, evaluator.space)
         run_rerank(setting, config, folder, ledger, evaluator)

@@ -51,7 +51,8 @@ def _run(console: Console, options: argparse.Namespace) -> int:
         case "resume":
             return commands.resume(setting, options.run_dir)
         case "rerank":
-            return commands.rerank(setting, options.run_dir)
+            changes = {"finalists": options.finalists, "seeds": options.seeds}
+            return commands.rerank(setting, options.run_dir, {k: v for k, v in changes.items() if v is not None})
         case "show":
             return commands.show(setting, options.run_dir, options.top, options.json)
         case "export":
@@ -96,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "show":
             sub.add_argument("--top", type=int, default=10, help="how many layers (10)")
             sub.add_argument("--json", action="store_true", help="as JSON")
+        if name == "rerank":
+            sub.add_argument("--finalists", type=int, help="how many of the best finds; the run's where left out")
+            sub.add_argument("--seeds", type=int, help="fresh seeds per layer; the run's where left out")
         if name == "export":
             sub.add_argument("--candidate", default="", metavar="KEY", help="key or #number; the best where left out")
             sub.add_argument("--out", type=Path, required=True, metavar="FILE.py")

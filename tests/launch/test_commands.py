@@ -34,6 +34,15 @@ def test_search_show_rerank_resume_export(normact, tmp_path):
     assert status == 0
     assert json.loads(normact("show", "run", "--json")[1])["test_reads"] == 1
 
+    status, _, err = normact("rerank", "run", "--finalists", 0)
+    assert status == 2
+    assert "needs a finalist and a baseline, got 0 and" in err
+    status, out, _ = normact("rerank", "run", "--finalists", 2, "--seeds", 3)
+    assert status == 0
+    assert len(json.loads(normact("show", "run", "--json")[1])["rerank"]) == 3
+    assert "Preliminary: 3 seeds" in out
+    assert normact("rerank", "run")[0] == 0
+
     before = json.loads(normact("show", "run", "--json")[1])
     status, out, _ = normact("resume", "run")
     assert status == 0
