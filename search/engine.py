@@ -20,6 +20,8 @@ from normact.spaces.space import Space
 REPORTS_AT_ONCE = 64
 KILLS_ALLOWED = 2
 EXHAUSTED = 10_000
+FAILURES_ALLOWED = 3
+CLOCK_EVERY = 1.0
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,11 @@ class Engine:
         self._flying: dict[int, Job] = {}
         self._deaths: defaultdict[int, int] = defaultdict(int)
         self._cost: dict[JobKind, float | None] = {"screen": None, "train": None}
+        self._since: dict[int, float] = {}
+        self._failed: list[Outcome] = []
+        self._judged_any = False
+        self._stopped = False
+        self._clocked = 0.0
         self._duplicates_in_a_row = 0
         self._events: list[Event] = []
         self._jobs = 0
@@ -162,24 +169,34 @@ class Engine:
         """Search until the budget is spent. False where Ctrl-C ended it; all that was learnt is recorded."""
         self._started = time.monotonic()
         try:
-            while not self._out_of_time:
+            while not self._stopped and not self._out_of_time:
                 self._fill()
                 self._flush()
-                if self._flying:
+                if self._has_work:
                     self._collect()
                     self._flush()
-                elif self.exhausted or not self._may_propose:
+                elif self._failed:
+                    self._settle_failures()
+                elif not self._may_propose:
                     break
                 on_progress(self.progress)
         except KeyboardInterrupt:
-            return False
+            self.stop()
         finally:
             for job_id in list(self._flying):
                 self.pool.cancel(job_id)
-            self._flush()
-            self.ledger.set_meta("active_seconds", self.seconds)
+            self._flush(last=True)
         on_progress(self.progress)
-        return True
+        return not self._stopped
+
+    def stop(self) -> None:
+        """Make `run` end at its next turn, everything recorded. May be called from a signal handler."""
+        self._stopped = True
+
+    @property
+    def _has_work(self) -> bool:
+        """Whether something is in flight or waits, be it for a worker that has yet to come up."""
+        return bool(self._flying) or any(self._alone.values()) or any(self._waiting.values())
 
     @property
     def exhausted(self) -> bool:
@@ -257,10 +274,13 @@ class Engine:
         if not numbers:
             return False
         candidates = tuple((n, self.space.to_json(self._proposals[n].candidate)) for n in numbers)
-        limit = self.limits.per_candidate(kind) * len(numbers)
+        limit = self.limits.per_candidate(kind)
+        if len(numbers) > 1:  # a batch is sized to take `job_seconds`: more would let one that hangs hold a worker long
+            limit += 10 * self.limits.job_seconds
         job = Job(self._jobs, kind, candidates, self.seed, limit)
         self._jobs += 1
         self._flying[job.id] = job
+        self._since[job.id] = time.monotonic()
         if kind == "train":
             for number in numbers:
                 self._event("started", number, {"job": job.id})
@@ -282,7 +302,10 @@ class Engine:
         job = self._flying.pop(report.job.id, None)
         if job is None:  # an answer to a job that was given up: outcomes are taken once
             return
+        seconds = time.monotonic() - self._since.pop(job.id)
         if isinstance(report, Done):
+            self._judged_any = True
+            self._settle_failures()
             self._learn_cost(job.kind, report.outcomes)
             for outcome in report.outcomes:
                 if job.kind == "screen":
@@ -295,17 +318,38 @@ class Engine:
         if len(job.candidates) > 1:  # find out which one it was
             self._alone[job.kind].extend(number for number, _ in job.candidates)
             return
-        self._blame(job.kind, job.candidates[0][0], report)
+        self._blame(job.kind, job.candidates[0][0], report, seconds)
 
-    def _blame(self, kind: JobKind, number: int, report: Failed | TimedOut | Lost) -> None:
+    def _blame(self, kind: JobKind, number: int, report: Failed | TimedOut | Lost, seconds: float) -> None:
         if isinstance(report, Lost):
             self._deaths[number] += report.deaths
             if self._deaths[number] < KILLS_ALLOWED:
                 self._alone[kind].append(number)
                 return
         gate = {"TimedOut": "time", "Lost": "worker", "Failed": "error"}[type(report).__name__]
-        rejected = Outcome(number, gate, f"in its {kind} job: {_reason(report)}", seed=self.seed)
-        self._finish(_joined(self._screened.pop(number, None), rejected))
+        reason = f"in its {kind} job: {_reason(report)}"
+        rejected = Outcome(number, gate, reason, seconds={gate: seconds}, seed=self.seed)
+        if isinstance(report, Failed):  # the candidate's fault only if others go well: see _settle_failures
+            self._failed.append(rejected)
+            if len(self._failed) >= FAILURES_ALLOWED:
+                raise InputError(f"the evaluator failed {len(self._failed)} times in a row: {_reason(report)}")
+        else:
+            self._reject(rejected)
+
+    def _settle_failures(self) -> None:
+        """Evaluators that failed alone: their candidates are rejected, unless nothing was ever judged.
+
+        Raises:
+            InputError: nothing was ever judged, so it is not the candidates.
+        """
+        if self._failed and not self._judged_any:
+            raise InputError(f"the evaluator fails on everything: {self._failed[0].reason}")
+        failed, self._failed = self._failed, []
+        for rejected in failed:
+            self._reject(rejected)
+
+    def _reject(self, rejected: Outcome) -> None:
+        self._finish(_joined(self._screened.pop(rejected.number, None), rejected))
 
     def _screen_passed(self, outcome: Outcome) -> None:
         number = outcome.number
@@ -363,10 +407,13 @@ class Engine:
     def _event(self, kind: EventKind, number: int, data: Any) -> None:
         self._events.append(Event(kind, number, data, time.time()))
 
-    def _flush(self) -> None:
-        if self._events:
-            self.ledger.append(self._events)
-            self._events = []
+    def _flush(self, last: bool = False) -> None:
+        """Write what happened, and now and then how long the search took: a killed session's time counts too."""
+        events, self._events = self._events, []
+        self.ledger.append(events)
+        if last or time.monotonic() - self._clocked >= CLOCK_EVERY:
+            self.ledger.set_meta("active_seconds", self.seconds)
+            self._clocked = time.monotonic()
 
     def _proposal_json(self, proposal: Proposal) -> dict[str, Any]:
         return {

@@ -11,6 +11,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -123,18 +124,33 @@ class Ledger:
         if not rows:
             return
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT INTO events (time, kind, number, data) VALUES (?, ?, ?, ?)", rows)
-            self._db.execute("COMMIT")
+            with self._transaction():
+                self._db.executemany("INSERT INTO events (time, kind, number, data) VALUES (?, ?, ?, ?)", rows)
         except sqlite3.IntegrityError:
-            self._db.execute("ROLLBACK")
             raise InputError(
                 f"an event of {sorted({(r[1], r[2]) for r in rows})[:3]}... is in the ledger already"
             ) from None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All that is written inside, or nothing of it, whatever ends it."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
         except sqlite3.OperationalError as problem:
+            raise InputError(f"cannot write to {self.path} ({problem}); make room, then resume the run") from None
+        finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            raise InputError(f"cannot write to {self.path} ({problem}); make room, then resume the run") from None
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What is damaged inside the file is said in one line."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, json.JSONDecodeError) as problem:
+            raise InputError(f"{self.path} is damaged ({problem}); restore it from a copy") from None
 
     def events(self, *kinds: EventKind, after: int = 0) -> Iterator[Event]:
         """Events in the order in which they were appended; of some kinds, or of all.
@@ -146,21 +162,25 @@ class Ledger:
         kinds = kinds or get_args(EventKind)
         marks = ", ".join("?" * len(kinds))
         query = f"SELECT kind, number, data, time FROM events WHERE kind IN ({marks}) AND id > ? ORDER BY id"
-        for kind, number, data, when in self._db.execute(query, (*kinds, after)):
-            yield Event(kind, number, json.loads(data), when)
+        with self._reading():
+            for kind, number, data, when in self._db.execute(query, (*kinds, after)):
+                yield Event(kind, number, json.loads(data), when)
 
     def count(self, kind: EventKind) -> int:
         """How many events of a kind there are."""
-        return int(self._db.execute("SELECT count(*) FROM events WHERE kind = ?", (kind,)).fetchone()[0])
+        with self._reading():
+            return int(self._db.execute("SELECT count(*) FROM events WHERE kind = ?", (kind,)).fetchone()[0])
 
     def set_meta(self, name: str, value: Any) -> None:
         """Keep a fact about the run, such as versions; replaces an earlier value."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
 
     def meta(self, name: str, default: Any = None) -> Any:
         """A fact that `set_meta` kept, or the default."""
-        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return default if row is None else json.loads(row[0])
+        with self._reading():
+            row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+            return default if row is None else json.loads(row[0])
 
     def close(self) -> None:
         """Close the file and give the lock back. Twice is fine."""
@@ -191,7 +211,10 @@ def check_durability(durability: str) -> None:
 
 def _lock(path: Path) -> IO[str]:
     """Hold the run folder's lock; it goes with the process, however that ends."""
-    file = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - stays open as long as the ledger
+    try:
+        file = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - stays open as long as the ledger
+    except OSError as problem:
+        raise InputError(f"cannot write in {path.parent} ({problem}); check its permissions") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

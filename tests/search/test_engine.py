@@ -238,6 +238,81 @@ class TestHostileCandidates:
         check_complete(ledger, 10)
 
 
+class Restarting(Scripted):
+    """As a pool of one worker: none is free after a death until `next` brought a new one up."""
+
+    def __init__(self, judge, fate):
+        super().__init__(judge, fate)
+        self.up, self.turns = True, 0
+
+    def free(self, kind):
+        return 1 if self.up and not self.waiting else 0
+
+    def next(self, timeout):
+        self.turns += 1
+        assert self.turns < 2000, "the engine spins"
+        if not self.up:
+            self.up = True
+            return None
+        report = super().next(timeout)
+        self.up = not isinstance(report, Lost | TimedOut)
+        return report
+
+
+@pytest.mark.parametrize("report", [lambda job: Lost(job, "gone"), lambda job: TimedOut(job, 1.0)])
+@pytest.mark.parametrize("kind", ["screen", "train"])
+def test_the_only_worker_dies_and_the_search_goes_on(ledger, kind, report):
+    judge = Judge(GRAPHS, reject=0.0)
+    run = engine(
+        ledger, pool=Restarting(judge, lambda j: report(j) if j.kind == kind and has(j, 3) else None), proposals=8
+    )
+    assert run.run()
+    check_complete(ledger, 8)
+
+
+class TestFailingEvaluators:
+    def test_that_fail_on_everything_stop_the_search_and_blame_no_candidate(self, ledger):
+        run = engine(ledger, pool=Scripted(Judge(GRAPHS), fate=lambda job: Failed(job, "no data")), proposals=40)
+        with pytest.raises(InputError, match="no data"):
+            run.run()
+        assert ledger.count("finished") == 0
+
+    def test_that_begin_to_fail_stop_it_too(self, ledger):
+        pool = Scripted(
+            Judge(GRAPHS, reject=0.0), fate=lambda job: Failed(job, "data are gone") if job.kind == "train" else None
+        )
+        run = engine(ledger, pool=pool, proposals=400, limits=Limits(batch=1))
+        with pytest.raises(InputError, match="failed 3 times in a row: data are gone"):
+            run.run()
+        assert not any(o.gate == "error" for o in run.outcomes.values())
+
+
+def test_a_batch_gets_little_more_time_than_one_candidate(ledger):
+    """One that hangs in a batch of 64 must not hold its worker for 64 limits."""
+    pool = Scripted(Judge(GRAPHS))
+    engine(ledger, pool=pool, proposals=500, limits=Limits(screen_seconds=20, job_seconds=0.2)).run()
+    assert max(len(job.candidates) for job in pool.jobs) == 64
+    assert max(job.time_limit for job in pool.jobs if job.kind == "screen") <= 22
+
+
+def test_rejections_by_time_carry_their_cost(ledger):
+    pool = Scripted(Judge(GRAPHS, reject=0.0), fate=lambda job: TimedOut(job, 1.0) if has(job, 2) else None)
+    run = engine(ledger, pool=pool, proposals=5)
+    run.run()
+    assert run.outcomes[2].gate == "time"
+    assert run.outcomes[2].seconds["time"] >= 0
+    assert "time" in run.funnel.seconds
+
+
+def test_a_killed_sessions_minutes_count(ledger, monkeypatch):
+    """The clock is in the ledger while the search runs, not only at its end."""
+    monkeypatch.setattr("normact.search.engine.CLOCK_EVERY", 0.0)
+    run = engine(ledger)
+    seen = []
+    run.run(lambda progress: seen.append(ledger.meta("active_seconds", 0.0)))
+    assert 0 < seen[1] <= seen[-2] <= run.seconds
+
+
 class TestResume:
     @pytest.mark.parametrize("make", [RandomSearch, lambda *a: Evolution(*a, warmup=5)], ids=["random", "evolution"])
     @pytest.mark.parametrize("stop_after", [1, 3, 10, 37])
