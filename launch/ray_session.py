@@ -108,7 +108,7 @@ def _knock(address: str) -> None:
 def _loopback() -> Iterator[None]:
     """Start Ray within this. Its processes inherit the environment; this one read it when it imported Ray."""
     constants = ray._private.ray_constants
-    here = constants.ENABLE_RAY_CLUSTER
+    here = getattr(constants, "ENABLE_RAY_CLUSTER", None)  # private: other versions may lack it
     constants.ENABLE_RAY_CLUSTER = False
     before = {name: os.environ.get(name) for name in _START_ENVIRONMENT}
     os.environ.update(_START_ENVIRONMENT)

@@ -28,7 +28,7 @@ class Worker:
     def __init__(self, module_paths: Sequence[str]) -> None:
         # A terminal sends Ctrl-C to every process in it: the driver alone decides what becomes of a job.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        sys.path[:0] = module_paths
+        sys.path.extend(path for path in module_paths if path not in sys.path)
         self._evaluate: Evaluate | None = None
 
     def start(self, make_evaluate: bytes) -> str:

@@ -57,9 +57,10 @@ class Standing:
         by_anchor: mean test value per anchor.
         failed: trainings that failed or ended with a non-finite value; they count as trivial.
         difference: mean over seeds of the paired test difference to the best baseline; None for baselines.
-        low, high: its Holm-corrected interval.
+        low, high: its 95% interval, simultaneous over the finalists.
         verdict: `better`, `worse` or `no difference shown`; with too few seeds `preliminary, N seeds`; for
             baselines `best baseline` or `baseline`.
+        p: Holm-adjusted p value of the paired t test, which decides the verdict; None for baselines.
     """
 
     entrant: Entrant
@@ -72,6 +73,7 @@ class Standing:
     low: float | None
     high: float | None
     verdict: str
+    p: float | None = None
 
 
 class Rerank:
@@ -204,9 +206,9 @@ def standings(
     """Judge the trainings: the best test value first.
 
     The best baseline is the one with the best mean on *validation*; the test split decides nothing but the final
-    numbers. Finalists are compared with it by paired t tests over seeds, corrected after Holm: the finalist with
-    the k-th smallest p value gets an interval of level 1 - alpha / (m - k + 1), and it is called better or worse
-    if that interval excludes zero and so do those before it.
+    numbers. Finalists are compared with it by paired t tests over seeds. A finalist is called better or worse if its
+    p value, adjusted after Holm for m finalists, is at most alpha. The intervals are of level 1 - alpha / m each
+    (Bonferroni), so that all of them together hold with 95%; they are a little wider than Holm's test is strict.
     """
     indices = range(len(entrants))
     validation = {i: [_mean(results[i, s], objective.name, objective) for s in seeds] for i in indices}
@@ -217,7 +219,7 @@ def standings(
     compared = _holm({i: test[i] - test[best] for i in finalists}, objective)
     rows = []
     for i in indices:
-        difference, low, high, verdict = compared.get(i, (None, None, None, "baseline"))
+        difference, low, high, verdict, p = compared.get(i, (None, None, None, "baseline", None))
         if i == best:
             verdict = "best baseline"
         elif len(seeds) < ENOUGH_SEEDS and i in compared:
@@ -234,25 +236,28 @@ def standings(
                 low,
                 high,
                 verdict,
+                p,
             )
         )
     return sorted(rows, key=lambda row: -objective.skill(row.test))
 
 
-def _holm(differences: Mapping[int, np.ndarray], objective: Objective) -> dict[int, tuple[float, float, float, str]]:
+def _holm(
+    differences: Mapping[int, np.ndarray], objective: Objective
+) -> dict[int, tuple[float, float, float, str, float]]:
+    """Per finalist: mean difference, its simultaneous interval, the verdict, the adjusted p value."""
     sign = 1.0 if objective.direction == "maximize" else -1.0
-    spread = {i: stats.sem(d) for i, d in differences.items()}
-    p = {i: _p_value(float(d.mean()), float(spread[i]), len(d)) for i, d in differences.items()}
-    verdicts, rejected = {}, True
-    for rank, i in enumerate(sorted(p, key=lambda k: p[k])):
-        level = ALPHA / (len(p) - rank)
+    spread = {i: float(stats.sem(d)) for i, d in differences.items()}
+    raw = {i: _p_value(float(d.mean()), spread[i], len(d)) for i, d in differences.items()}
+    judged, adjusted = {}, 0.0
+    for rank, i in enumerate(sorted(raw, key=lambda k: raw[k])):
+        adjusted = max(adjusted, min(1.0, raw[i] * (len(raw) - rank)))
         d = differences[i]
-        half = float(stats.t.ppf(1 - level / 2, len(d) - 1) * spread[i])
         mean = float(d.mean())
-        rejected = rejected and p[i] <= level
-        verdict = ("better" if sign * mean > 0 else "worse") if rejected else "no difference shown"
-        verdicts[i] = (mean, mean - half, mean + half, verdict)
-    return verdicts
+        half = float(stats.t.ppf(1 - ALPHA / len(raw) / 2, len(d) - 1)) * spread[i]
+        verdict = ("better" if sign * mean > 0 else "worse") if adjusted <= ALPHA else "no difference shown"
+        judged[i] = (mean, mean - half, mean + half, verdict, adjusted)
+    return judged
 
 
 def _p_value(mean: float, sem: float, count: int) -> float:

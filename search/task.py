@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from normact.search.anchors.base import Anchor, sites_of
 from normact.search.data.base import Data, Split, Splits
 from normact.search.objective import Objective
-from normact.search.training import Recipe, Training, drawing_from, loss_of, outputs_of, restimate_statistics
+from normact.search.training import (
+    STATISTICS_BATCHES,
+    Recipe,
+    Training,
+    drawing_from,
+    loss_of,
+    outputs_of,
+    restimate_statistics,
+)
 from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.site import Site
 from normact.spaces.space import Space
@@ -30,7 +38,14 @@ class Measured:
 
 
 class Measure(ABC):
-    """How an objective is computed. One instance serves all anchors."""
+    """How an objective is computed. One instance serves all anchors.
+
+    Attributes:
+        reads_examples: False where the value does not depend on the examples that are given, so that there is
+            none for the test split.
+    """
+
+    reads_examples: bool = True
 
     @abstractmethod
     def objective(self, data: Data) -> Objective:
@@ -46,12 +61,12 @@ class Measure(ABC):
 
 
 class Accuracy(Measure):
-    """Share of validation examples whose class is given the largest output."""
+    """Share of validation examples whose class is given the largest output. Trivial: the most frequent class."""
 
     def objective(self, data: Data) -> Objective:
         if data.loss != "cross_entropy":
             raise InputError(f"accuracy needs classes, but the data's loss is {data.loss}; drop this objective")
-        return Objective("accuracy", "", "maximize", 1 / data.outputs, 1.0)
+        return Objective("accuracy", "", "maximize", float(_class_shares(data).max()), 1.0)
 
     def value(self, measured: Measured) -> float:
         if not torch.isfinite(measured.outputs).all():
@@ -72,6 +87,8 @@ class ValidationLoss(Measure):
 class TrainingLoss(Measure):
     """Mean training loss of the second half of the steps: less noisy than any validation on few examples."""
 
+    reads_examples = False
+
     def objective(self, data: Data) -> Objective:
         return Objective("training_loss", "", "minimize", _trivial_loss(data), 0.0)
 
@@ -80,10 +97,15 @@ class TrainingLoss(Measure):
 
 
 def _trivial_loss(data: Data) -> float:
+    """The loss of a model that ignores its input: the entropy of the training labels, or their variance."""
     if data.loss == "cross_entropy":
-        return math.log(data.outputs)
-    y = data.load().train.y
-    return float(y.var(0, correction=0).mean())
+        shares = _class_shares(data)
+        return float(-(shares * shares.clamp_min(1e-12).log()).sum())
+    return float(data.load().train.y.var(0, correction=0).mean())
+
+
+def _class_shares(data: Data) -> Tensor:
+    return torch.bincount(data.load().train.y, minlength=data.outputs).double() / len(data.load().train)
 
 
 class Task:
@@ -148,6 +170,25 @@ class Task:
             raise InputError(f"the data say shape {self.data.shape}, but hold {tuple(splits.train.x.shape[1:])}")
         return Splits(splits.train.to(self.device), splits.validation.to(self.device))
 
+    def test_objective(self, name: str) -> Objective:
+        """The objective of that name, which must have a value on the test split.
+
+        Raises:
+            InputError: the task does not measure it, or its value does not depend on the examples.
+        """
+        objective = self.objective(name)
+        if not self.measures[objective.name].reads_examples:
+            raise InputError(f"{name} has no value on a test split; judge by another objective, such as accuracy")
+        return objective
+
+    @cached_property
+    def _statistics_examples(self) -> Split:
+        """Training examples for running statistics: always the same, and mixed whatever order the data are in."""
+        train = self.splits.train
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        picks = order[: STATISTICS_BATCHES * self.recipe.batch_size]
+        return Split(train.x[picks], train.y[picks])
+
     @cached_property
     def sites(self) -> dict[str, list[Site]]:
         """The sites of each anchor."""
@@ -189,7 +230,7 @@ class Task:
         """Values by objective, on the validation examples or others, with running statistics re-estimated."""
         if examples is None:
             examples = self.splits.validation
-        restimate_statistics(training.model, self.splits.train, self.recipe.batch_size)
+        restimate_statistics(training.model, self._statistics_examples, self.recipe.batch_size)
         measured = Measured(outputs_of(training.model, examples.x), examples.y, training)
         return {name: measure.value(measured) for name, measure in self.measures.items()}
 

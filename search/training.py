@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -122,7 +123,7 @@ class Training:
         """Train up to a step. False, at once, when the loss is not finite."""
         self.model.train()
         while self.step < step:
-            with drawing_from(self._seed + self.step):
+            with drawing_from(mixed(self._seed, self.step)):
                 if not self._one_step():
                     return False
         return True
@@ -149,6 +150,11 @@ class Training:
         """Mean training loss of the second half of the steps so far; the batch's, before each step."""
         half = self.losses[len(self.losses) // 2 :]
         return sum(half) / len(half) if half else math.nan
+
+
+def mixed(*numbers: int) -> int:
+    """A seed from several numbers: other numbers, an unrelated stream (neighbouring seeds share none)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager

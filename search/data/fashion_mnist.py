@@ -6,6 +6,7 @@ import gzip
 import math
 import struct
 import zlib
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -55,6 +56,10 @@ class FashionMnist(Data):
         return 10
 
     def load(self) -> Splits:
+        return self._splits
+
+    @cached_property
+    def _splits(self) -> Splits:
         whole = self._read("train")
         if self.validation_size + max(self.train_size, 1) > len(whole):
             raise InputError(

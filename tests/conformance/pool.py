@@ -276,10 +276,10 @@ class KillSuite:
         for n in range(2):
             pool.submit(job(n, "meet", path=str(tmp_path / str(n))))
         for n in range(2, 8):
-            pool.submit(job(n, limit=LIMIT))
+            pool.submit(job(n, limit=2.0))
         for n in range(2):
             arrival(pool, tmp_path / str(n))
-        assert pool.next(3 * LIMIT) is None
+        assert pool.next(3.0) is None
         for n in range(2):
             (tmp_path / f"{n}.go").touch()
         assert set(kinds(reports(pool, 8)).values()) == {Done}

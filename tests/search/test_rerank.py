@@ -42,7 +42,7 @@ def draws(seed, count=8, spread=0.01):
 # -- the statistics --------------------------------------------------------------------------------------------
 
 
-def test_intervals_are_paired_t_intervals_at_holms_levels():
+def test_intervals_hold_together_and_p_values_are_holms():
     noise = draws(0)
     tests = {
         "bn": 0.8 + noise,
@@ -52,9 +52,13 @@ def test_intervals_are_paired_t_intervals_at_holms_levels():
     }
     rows = judge(tests)
     paired = {name: stats.ttest_rel(tests[name], tests["bn"]) for name in ("f1", "f2", "f3")}
-    levels = dict(zip(sorted(paired, key=lambda n: paired[n].pvalue), (0.05 / 3, 0.05 / 2, 0.05), strict=True))
-    for name, level in levels.items():
-        interval = paired[name].confidence_interval(1 - level)
+    least, middle, most = sorted(paired, key=lambda n: paired[n].pvalue)
+    adjusted = {least: 3 * paired[least].pvalue}
+    adjusted[middle] = max(adjusted[least], 2 * paired[middle].pvalue)
+    adjusted[most] = max(adjusted[middle], paired[most].pvalue)
+    for name in paired:
+        assert rows[name].p == pytest.approx(adjusted[name], rel=1e-6)
+        interval = paired[name].confidence_interval(1 - 0.05 / 3)
         assert (rows[name].low, rows[name].high) == pytest.approx((interval.low, interval.high), rel=1e-9)
         assert rows[name].difference == pytest.approx(np.mean(tests[name] - tests["bn"]), rel=1e-9)
         assert rows[name].test == pytest.approx(tests[name].mean())
