@@ -174,6 +174,28 @@ def test_ctrl_c_ends_cleanly_and_the_run_goes_on(tmp_path):
     check_nothing_lost_or_doubled(tmp_path / "killed", 100)
 
 
+@pytest.mark.slow
+def test_fashion_mnist_is_searched_for_real(tmp_path, require):
+    """A search, its rerank and its export on the real files, with few of the images."""
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    require(folder.is_dir(), f"Fashion-MNIST in {folder} (apt-get install dataset-fashion-mnist)")
+    data = ["data=fashion_mnist", "data.train_size=2000", "data.validation_size=500"]
+    rerank = [
+        "rerank.finalists=1",
+        "rerank.seeds=2",
+        "rerank.baselines=[bn_relu]",
+        "anchor@rerank.anchor=[deep_resnet]",
+    ]
+    small = ["anchor.preact_resnet.width=4", "rerank.anchor.deep_resnet.width=4", "rerank.recipe.steps=60"]
+    budget = ["anchor=[preact_resnet]", "budget.minutes=null", "budget.proposals=30", "start_from=[bn_silu]"]
+    run("search", *data, *rerank, *small, *budget, "pool.workers=2", "run_dir=run", cwd=tmp_path)
+    shown = json.loads(run("show", "run", "--json", cwd=tmp_path))
+    assert shown["top"]["cpu"][0]["scores"].keys() == {"preact_resnet"}
+    baseline = next(row for row in shown["rerank"] if row["role"] == "baseline")
+    assert 0.5 < baseline["test"] < 0.9, "BN-ReLU after 60 steps of Fashion-MNIST"
+    assert len(list((tmp_path / "run/exports").glob("*.py"))) == 1
+
+
 HOSTILE = """
 import os
 

@@ -11,15 +11,13 @@ import timm
 import timm.layers
 import torch
 
+from normact.launch.config import compose_config, space_of
 from normact.spaces import (
     ACTIVATIONS,
     CATALOGUE,
-    EVONORM_MOMENTS,
-    EVONORM_POINTWISE,
     OPS,
     ChannelAffine,
     GraphLayer,
-    GraphSpace,
     InputError,
     LayerOptions,
     Op,
@@ -164,14 +162,6 @@ def test_the_catalogue_serves_every_layout_that_its_moments_allow():
     assert all(layouts[:2] == ["NCHW", "NLC"] for layouts in served.values())
 
 
-EVONORM = (*EVONORM_POINTWISE, *EVONORM_MOMENTS)
-PRESETS = {
-    "evonorm_b": lambda: GraphSpace(EVONORM),
-    "evonorm_s": lambda: GraphSpace([op for op in EVONORM if not op.startswith("batch")]),
-    "pointwise": lambda: GraphSpace((*EVONORM_POINTWISE, *ACTIVATIONS), 6, post_affine=False, norm=BATCH_NORM),
-}
-
-
 def survives(graph, layout, dtype, runner):
     """Finite outputs and gradients, in training and evaluation, and not constant."""
     module = disturbed(GraphLayer(graph, FEATURES, layout), dtype)
@@ -184,9 +174,9 @@ def survives(graph, layout, dtype, runner):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["evonorm_b", "evonorm_s", "pointwise"])
 def test_random_survivors_printed_equal_the_graph_layer_without_normact(preset, tmp_path, runner):
-    space = PRESETS[preset]()
+    space = space_of(compose_config([f"space={preset}"]))
     rng = np.random.default_rng(17)
     found = {}
     while len(found) < 300:
@@ -282,7 +272,7 @@ def test_without_activation_stands_a_per_channel_affine(name):
 
 
 def test_without_activation_a_pointwise_layer_is_its_norm():
-    space = PRESETS["pointwise"]()
+    space = space_of(compose_config(["space=pointwise"]))
     layer = load(space.source(parse("mul(v1, tanh(x))"), "layer"))
     x = torch.randn(SHAPES["NCHW"])
     torch.testing.assert_close(layer(FEATURES, apply_act=False)(x), torch.nn.BatchNorm2d(FEATURES)(x))
