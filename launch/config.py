@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -18,13 +19,18 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from normact.launch.guard import one_line, theirs
+from normact.launch.schema import check_form
+from normact.search.anchors import Anchor
 from normact.search.controllers import Controller, Start
+from normact.search.data import Data
 from normact.search.engine import Budget, Limits
 from normact.search.evaluate import Evaluator
 from normact.search.gates import Gate
 from normact.search.objective import Objective
 from normact.search.pool import Evaluate, Pool
-from normact.search.task import Task
+from normact.search.task import Measure, Task
+from normact.search.training import Recipe
 from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.space import Space
 
@@ -49,18 +55,34 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
     try:
         with initialize_config_module("normact.conf", version_base="1.3"):
             composed = compose("config", [*search_path, *overrides])
-        data = make(OmegaConf.to_container(composed.data, resolve=True), "data")
-        composed.input = {"channels": data.shape[0], "size": data.shape[-1], "outputs": data.outputs}
-        return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        composed.input = _input_of(_plain(composed.get("data")))
+        config = _plain(composed)
     except (HydraException, OmegaConfBaseException) as problem:
         raise _explained(problem, search_path) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise InputError(f"a YAML file in --config-dir {config_dir} cannot be read: {one_line(problem)}") from None
     finally:
         GlobalHydra.instance().clear()
+    check_form(config)
+    return config
+
+
+def _plain(node: Any) -> Any:
+    if not OmegaConf.is_config(node):
+        return node
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+
+
+def _input_of(node: Any) -> Config:
+    """What anchors need to know of the data."""
+    data = _data(node)
+    with theirs("data"):
+        return {"channels": data.shape[0], "size": data.shape[-1], "outputs": data.outputs}
 
 
 def _explained(problem: Exception, search_path: list[str]) -> InputError:
     """Hydra's error as ours: what was not found, and the nearest that could be."""
-    text = _one_line(problem)
+    text = one_line(problem)
     if match := re.search(r"Could not find '([^']+)/([^']+)' Available options in '[^']+': (.*?) Config search", text):
         return unknown_name(f"option of {match[1]}", match[2], match[3].split())
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -84,66 +106,30 @@ def make(node: Any, what: str, **kwargs: Any) -> Any:
     """Instantiate a config node.
 
     Raises:
-        InputError: its `_target_` cannot be found or imported, or its arguments are refused.
+        InputError: its `_target_` cannot be found, imported or called, or its arguments are refused.
     """
-    try:
-        return instantiate(node, _convert_="all", **kwargs)
-    except InputError as problem:
-        raise InputError(f"{what}: {problem}") from None
-    except (HydraException, OmegaConfBaseException, ImportError, TypeError) as problem:
-        raise InputError(f"{what}: {_one_line(problem)}") from None
-
-
-def _one_line(problem: BaseException) -> str:
-    """The message at the root of a chain of exceptions, on one line."""
-    chain = [problem]
-    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None and deeper not in chain:
-        chain.append(deeper)
-    root = next((p for p in chain if isinstance(p, InputError)), None)
-    if root is None and isinstance(problem, HydraException) and len(chain) > 1:
-        lines = [*str(problem).splitlines()[:1], f"{type(chain[-1]).__name__}: {chain[-1]}"]
-        return " ".join(" ".join(lines).split())
-    return " ".join(str(root or problem).split())
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise InputError(f"{what}: needs a section with a `_target_`, got {str(node)[:60]!r}")
+    with theirs(what):
+        try:
+            return instantiate(node, _convert_="all", **kwargs)
+        except (InputError, HydraException, OmegaConfBaseException, ImportError, TypeError) as problem:
+            raise InputError(f"{what}: {one_line(problem)}") from None
 
 
 def add_module_paths(paths: Sequence[str]) -> None:
-    """Let a person's own modules be imported from these folders, before any other place."""
-    for path in reversed([str(Path(p).absolute()) for p in paths]):
-        if path not in sys.path:
-            sys.path.insert(0, path)
+    """Let a person's own modules be imported from these folders: after all other places.
 
-
-def check_targets(config: Any, allowed: Sequence[str] = ()) -> None:
-    """Check that a config from a run folder names only our own classes, or modules that were named again.
-
-    Raises:
-        InputError: a `_target_` is elsewhere: it would run whatever the file says.
+    So a `random.py` that happens to lie there is not taken for the standard library's.
     """
-    for target in _targets(config):
-        module = target.rpartition(".")[0]
-        if not any(module == name or module.startswith(f"{name}.") for name in ("normact", *allowed)):
-            raise InputError(
-                f"the run's config names {target!r}, which is not ours; if you trust it, add --allow {module or target}"
-            )
-
-
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value)
+    for path in [str(Path(p).absolute()) for p in paths]:
+        if path not in sys.path:
+            sys.path.append(path)
 
 
 def space_of(config: Config) -> Space:
     """The space."""
-    space = make(config["space"], "space")
-    if not isinstance(space, Space):
-        raise InputError(f"space: {config['space'].get('_target_')} makes a {type(space).__name__}, not a Space")
-    return space
+    return _made(config["space"], "space", Space)
 
 
 def task_of(config: Config) -> Task:
@@ -157,31 +143,63 @@ def rerank_task_of(config: Config) -> Task:
 
 
 def _task(config: Config, anchors: Config, recipe: Config) -> Task:
+    data = _data(config["data"])
+    measures = {name: _made(node, f"objective {name}", Measure) for name, node in config.get("objective", {}).items()}
+    for name, measure in measures.items():
+        with theirs(f"objective {name}"):
+            objective = measure.objective(data)
+        _check_class(objective, f"objective {name}: its `objective`", Objective)
     return Task(
-        make(config["data"], "data"),
-        {name: make(node, f"anchor {name}") for name, node in anchors.items()},
-        make(recipe, "recipe"),
-        [make(node, f"objective {name}") for name, node in config.get("objective", {}).items()],
+        data,
+        {name: _anchor(node, f"anchor {name}") for name, node in anchors.items()},
+        _made(recipe, "recipe", Recipe),
+        list(measures.values()),
         config["task"]["device"],
     )
 
 
+def _data(node: Any) -> Data:
+    return _made(node, "data", Data)
+
+
+def _anchor(node: Any, what: str) -> Anchor:
+    anchor = make(node, what)
+    if not callable(anchor):
+        raise InputError(
+            f"{what}: {node['_target_']} makes a {type(anchor).__name__}, which cannot be called; "
+            "for a plain function add `_partial_: true`"
+        )
+    return anchor
+
+
+def _made(node: Any, what: str, wanted: type) -> Any:
+    made = make(node, what)
+    _check_class(made, f"{what}: {node['_target_']}", wanted)
+    return made
+
+
+def _check_class(made: Any, who: str, wanted: type) -> None:
+    if not isinstance(made, wanted):
+        raise InputError(f"{who} makes a {type(made).__name__}, not a {wanted.__name__}; derive it from that class")
+
+
 def gates_of(config: Config) -> list[Gate]:
     """The gates, in order; one that is null in the config is left out."""
-    gates = {name: make(node, f"gate {name}") for name, node in config["gates"].items() if node}
-    for name, gate in gates.items():
-        if not isinstance(gate, Gate):
-            raise InputError(f"gate {name}: a {type(gate).__name__} is no Gate")
-    return list(gates.values())
+    return [_made(node, f"gate {name}", Gate) for name, node in config["gates"].items() if node]
 
 
 def controller_of(config: Config, space: Space, objective: Objective, starts: Sequence[Start]) -> Controller:
     """The controller."""
     partial = make(config["controller"], "controller")
-    try:
-        return partial(space=space, objective=objective, seed=config["seed"], start_from=starts)
-    except TypeError as problem:
-        raise InputError(f"controller: {_one_line(problem)}; a controller's config needs `_partial_: true`") from None
+    if not callable(partial):
+        raise InputError("controller: its config needs `_partial_: true`, as it is made with the space at hand")
+    with theirs("controller"):
+        try:
+            controller = partial(space=space, objective=objective, seed=config["seed"], start_from=starts)
+        except (HydraException, TypeError) as problem:
+            raise InputError(f"controller: {one_line(problem)}") from problem
+    _check_class(controller, f"controller: {config['controller']['_target_']}", Controller)
+    return controller
 
 
 def pool_of(config: Config, make_evaluate: Callable[[], Evaluate], module_paths: Sequence[str]) -> Pool:
@@ -189,7 +207,14 @@ def pool_of(config: Config, make_evaluate: Callable[[], Evaluate], module_paths:
     node = dict(config["pool"])
     if node["_target_"].endswith("RayPool"):
         node["module_paths"] = list(module_paths)
-    return make(node, "pool")(make_evaluate)
+    partial = make(node, "pool")
+    if not callable(partial):
+        raise InputError("pool: its config needs `_partial_: true`, as it is made with the evaluator at hand")
+    with theirs("pool"):
+        try:
+            return partial(make_evaluate)
+        except (HydraException, TypeError) as problem:
+            raise InputError(f"pool: {one_line(problem)}") from problem
 
 
 def check_device(config: Config) -> None:
@@ -204,6 +229,11 @@ def check_device(config: Config) -> None:
     except RuntimeError:
         raise InputError(f"task.device={device!r} is no torch device; use cpu or cuda") from None
     if kind != "cuda":
+        if share := pool.get("gpus_per_worker"):
+            raise InputError(
+                f"pool.gpus_per_worker={share:g} reserves GPUs, but task.device={device} trains without; "
+                "give task.device=cuda, or pool.gpus_per_worker=0"
+            )
         return
     if "gpus_per_worker" in pool and not pool["gpus_per_worker"]:
         raise InputError(f"task.device={device} needs a GPU in each worker: give pool.gpus_per_worker=1 (or a share)")

@@ -13,7 +13,9 @@ from typing import Any
 
 import yaml
 
-from normact.launch.config import Config, check_targets
+from normact.launch.config import Config
+from normact.launch.schema import check_form
+from normact.launch.trust import check_targets
 from normact.search.ledger import Ledger
 from normact.spaces.errors import InputError
 from normact.spaces.fingerprint import fingerprint
@@ -85,12 +87,20 @@ def read_config(folder: Path) -> Config:
 
 
 def trusted_config(folder: Path, allow: Sequence[str]) -> Config:
-    """The resolved config of a run folder, checked to name our own classes alone, or those in `allow`.
+    """The resolved config of a run folder, checked to have a config's form and to name our own parts alone.
+
+    Args:
+        folder: of the run.
+        allow: modules of the person's own that it may name too.
 
     Raises:
-        InputError: see `read_config` and `check_targets`.
+        InputError: see `read_config`, `check_form` and `check_targets`.
     """
     config = read_config(folder)
+    try:
+        check_form(config)
+    except InputError as problem:
+        raise InputError(f"{folder / CONFIG}: {problem}") from None
     check_targets(config, allow)
     return config
 

@@ -1,13 +1,15 @@
 """Every YAML in conf/ composes and makes what it says; what is wrong is said in one line."""
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 
 from normact.launch import config as config_module
 from normact.launch.config import (
+    add_module_paths,
     budget_of,
-    check_targets,
     compose_config,
     controller_of,
     gates_of,
@@ -17,6 +19,7 @@ from normact.launch.config import (
     space_of,
     task_of,
 )
+from normact.launch.trust import check_targets
 from normact.search.controllers import Controller
 from normact.search.pool import Pool
 from normact.spaces import InputError
@@ -107,13 +110,61 @@ class TestTargetsOfARunFolder:
     def test_ours_are_trusted(self):
         check_targets(compose_config([]))
 
-    @pytest.mark.parametrize("target", ["os.system", "normact_evil.run", "builtins.eval", "system"])
+    @pytest.mark.parametrize(
+        "target",
+        [
+            "os.system",
+            "normact_evil.run",
+            "builtins.eval",
+            "system",
+            "normact.search.pool.os.system",
+            "normact.search.pool.os.path.join",
+            "normact.search.ledger.Path",
+            "normact.spaces.GraphSpace.__class__",
+            "normact.spaces.GraphSpace.__init__.__globals__.get",
+            "normact.launch.config.compose_config",
+            "normact.launch.main.main",
+            "normact.launch.ray_pool.ray.init",
+            "normact.search",
+            "normact..search.pool.Job",
+            7,
+        ],
+    )
     def test_others_are_not(self, target):
         config = {"gates": {"x": [{"_target_": target}]}}
         with pytest.raises(InputError, match="--allow"):
             check_targets(config)
 
-    def test_unless_they_are_named_again(self):
-        check_targets({"gates": {"_target_": "mine.parts.Gate"}}, allowed=["mine"])
-        with pytest.raises(InputError):
-            check_targets({"gates": {"_target_": "mines.Gate"}}, allowed=["mine"])
+    def test_nothing_foreign_is_imported(self, tmp_path, monkeypatch):
+        (tmp_path / "evil_import.py").write_text("raise SystemExit('imported')")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(InputError, match="--allow evil_import"):
+            check_targets({"_target_": "evil_import.Gate"})
+
+    def test_an_interpolation_is_refused_for_it_could_become_a_target(self):
+        node = {"_target_": "normact.search.gates.Structure", "x": "${oc.decode:'{_target_: os.system}'}"}
+        with pytest.raises(InputError, match="interpolation"):
+            check_targets({"gates": node})
+
+    def test_unless_they_are_named_again(self, tmp_path, monkeypatch):
+        (tmp_path / "mine_parts").mkdir()
+        (tmp_path / "mine_parts/__init__.py").write_text("")
+        (tmp_path / "mine_parts/parts.py").write_text("import os\nfrom os import system\nclass Gate: ...\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        for allowed in ("mine_parts", "mine_parts.parts"):
+            check_targets({"gates": {"_target_": "mine_parts.parts.Gate"}}, allowed=[allowed])
+        for target in ("mine_partsy.Gate", "mine_parts.parts.os.system", "mine_parts.parts.system"):
+            with pytest.raises(InputError, match="which is not ours"):
+                check_targets({"gates": {"_target_": target}}, allowed=["mine_parts"])
+        with pytest.raises(InputError, match="has no 'Gone'"):
+            check_targets({"gates": {"_target_": "mine_parts.parts.Gone"}}, allowed=["mine_parts"])
+        with pytest.raises(InputError, match=r"no module 'not_here'.*--config-dir"):
+            check_targets({"gates": {"_target_": "not_here.Gate"}}, allowed=["not_here"])
+
+
+def test_a_persons_folders_come_after_the_standard_library(tmp_path, monkeypatch):
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.setattr("sys.path", list(sys.path))
+    add_module_paths([str(tmp_path)])
+    assert sys.path[-1] == str(tmp_path)
+    assert Path(importlib.util.find_spec("colorsys").origin).parent != tmp_path
