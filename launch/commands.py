@@ -1,17 +1,14 @@
-"""What the commands that run something do: search, resume, rerank, and the rerank at a search's end."""
+"""What the commands on runs do: search, resume, rerank, show, export."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
-from rich.console import Console
 
 from normact.launch import report, run_folder
 from normact.launch.config import (
@@ -29,44 +26,31 @@ from normact.launch.config import (
     space_of,
     task_of,
 )
-from normact.launch.export import export, find, note_of
-from normact.launch.progress import rerank_progress, search_progress
+from normact.launch.export import find, write_export
+from normact.launch.interrupt import stop_on_interrupt
+from normact.launch.progress import search_progress
+from normact.launch.reranking import check_rerank, run_rerank
+from normact.launch.schema import check_form
+from normact.launch.setting import Setting
 from normact.search.controllers import Start
 from normact.search.engine import Engine
 from normact.search.evaluate import Evaluator
 from normact.search.funnel import ACCEPTED
 from normact.search.history import History
 from normact.search.ledger import Ledger, check_durability
-from normact.search.objective import Objective
 from normact.search.pool import Pool
-from normact.search.rerank import Entrant, Rerank, Standing
-from normact.spaces.errors import InputError, unknown_name
+from normact.spaces.errors import InputError
 from normact.spaces.space import Space
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every command needs beside its arguments."""
-
-    console: Console
-    module_paths: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
-
-    def say(self, text: str) -> None:
-        """A plain line, not wrapped: what is copied from it stays whole."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def search(setting: Setting, config: Config) -> int:
     """`normact search`: a new run, its rerank and export. Nothing is written before all of the config was checked."""
     folder = Path(config["run_dir"])
     run_folder.check_new(folder)
-    evaluator = checked_evaluator(config)
+    evaluator = checked_evaluator(setting, config)
     check_rerank(config, evaluator.space)
     starts = starts_of(config, evaluator.space)
     controller_of(config, evaluator.space, evaluator.task.objective(), starts)
-    for note in evaluator.space.notes:
-        setting.say(f"note: {note}")
     pool = pool_of(config, in_worker(search_evaluator, config), setting.module_paths)
     with closing(pool), run_folder.create(folder, config) as ledger:
         ledger.set_meta("starts", [[evaluator.space.to_json(start.candidate), start.origin] for start in starts])
@@ -78,7 +62,7 @@ def resume(setting: Setting, folder: Path) -> int:
     """`normact resume`: go on with a run that was stopped or killed, under the same config and numbers."""
     with run_folder.open_ledger(folder, write=True) as ledger:
         config = run_folder.trusted_config(folder, setting.allow)
-        evaluator = checked_evaluator(config)
+        evaluator = checked_evaluator(setting, config)
         starts = [Start(evaluator.space.from_json(data), origin) for data, origin in ledger.meta("starts", [])]
         with closing(pool_of(config, in_worker(search_evaluator, config), setting.module_paths)) as pool:
             finished = _search(setting, config, folder, ledger, evaluator, starts, pool)
@@ -94,7 +78,7 @@ def _after(setting: Setting, config: Config, folder: Path, evaluator: Evaluator,
         if not ledger.meta("accepted", 0):
             setting.say("Nothing passed every gate: search longer (budget.minutes), or loosen the gates.")
         elif config["rerank"]["finalists"]:
-            run_rerank(setting, config, folder, ledger, evaluator)
+            return run_rerank(setting, config, folder, ledger, evaluator)
     return 0
 
 
@@ -103,15 +87,19 @@ def rerank(setting: Setting, folder: Path, changes: Config) -> int:
     with run_folder.open_ledger(folder, write=True) as ledger:
         config = run_folder.trusted_config(folder, setting.allow)
         config["rerank"].update(changes)
-        evaluator = checked_evaluator(config)
+        check_form(config)
+        evaluator = checked_evaluator(setting, config)
+        if not config["rerank"]["finalists"]:
+            raise InputError("a rerank needs a finalist, got finalists=0; give --finalists N")
         check_rerank(config, evaluator.space)
-        run_rerank(setting, config, folder, ledger, evaluator)
-    return 0
+        return run_rerank(setting, config, folder, ledger, evaluator)
 
 
-def checked_evaluator(config: Config) -> Evaluator:
+def checked_evaluator(setting: Setting, config: Config) -> Evaluator:
     """The search's evaluator, made in the driver too: what is wrong with the config is said before anything runs."""
     evaluator = search_evaluator(config)
+    for note in evaluator.space.notes:
+        setting.say(f"note: {note}")
     evaluator.task.check_meets(evaluator.space)
     evaluator.task.objective()
     evaluator.task.data.load()  # a missing folder is said now, not by a worker later
@@ -120,23 +108,6 @@ def checked_evaluator(config: Config) -> Evaluator:
     budget_of(config)
     limits_of(config)
     return evaluator
-
-
-def check_rerank(config: Config, space: Space) -> None:
-    """Check the rerank's part of a config before hours are spent on the search.
-
-    Raises:
-        InputError: an unknown baseline or objective, or anchors that the space cannot fill.
-    """
-    if not config["rerank"]["finalists"]:
-        return
-    known = space.baselines()
-    for name in config["rerank"]["baselines"]:
-        if name not in known:
-            raise unknown_name("baseline", name, known, " in rerank.baselines")
-    task = rerank_task_of(config)
-    task.check_meets(space)
-    task.objective(config["rerank"]["objective"])
 
 
 def starts_of(config: Config, space: Space) -> list[Start]:
@@ -160,7 +131,15 @@ def starts_of(config: Config, space: Space) -> list[Start]:
 def _best_of_run(folder: Path, config: Config, space: Space, count: int = 10) -> list[Start]:
     with run_folder.open_ledger(folder) as ledger:
         history = History(ledger)
-    ranked = history.ranked(task_of(config).objective())
+        theirs = run_folder.read_config(folder).get("objective", {})
+    objective = task_of(config).objective()
+    measured = {score.objective for outcome in history.outcomes.values() for score in outcome.scores}
+    if objective.name not in measured:
+        raise InputError(
+            f"start_from run:{folder} cannot be ranked: it never measured {objective.name}, only "
+            f"{', '.join(theirs) or 'nothing'}; put one of those first in objective=[...]"
+        )
+    ranked = history.ranked(objective)
     best = next(iter(ranked.values()), [])[:count]
     return [Start(space.from_json(history.proposals[o.number].candidate), f"run:{folder}#{o.number}") for o in best]
 
@@ -183,7 +162,8 @@ def _search(
     if engine.funnel.proposals:
         setting.say(f"resumed at {engine.funnel.proposals} proposals, {again} of them judged again")
     gates = [gate.name for gate in gates_of(config)]
-    with search_progress(console, gates, engine.budget, objective, engine.describe) as on_progress:
+    progress = search_progress(console, gates, engine.budget, objective, engine.describe)
+    with stop_on_interrupt(engine.stop), progress as on_progress:
         finished = engine.run(on_progress)
     if engine.exhausted:
         setting.say("ended early: nothing but duplicates was proposed any more; widen the space")
@@ -192,104 +172,6 @@ def _search(
     report.print_top(console, report.top_rows(History(ledger), space, objective, known, 5), objective)
     setting.say(f"run folder: {folder}")
     return finished
-
-
-def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, evaluator: Evaluator) -> None:
-    """Rerank a run's finalists, print the table, and export the best one by validation."""
-    console = setting.console
-    history = History(ledger)
-    entrants = entrants_of(config, history, evaluator, ledger.meta("known_fingerprints", {}))
-    objective = rerank_task_of(config).objective(config["rerank"]["objective"])
-    try:
-        with closing(pool_of(config, in_worker(rerank_evaluator, config), setting.module_paths)) as pool:
-            rows = _rerank(console, config, ledger, entrants, objective, pool)
-    except KeyboardInterrupt:
-        setting.say(f"stopped; what was trained is recorded. Go on with: normact rerank {folder}")
-        return
-    ledger.set_meta("standings", [report.standing_json(row) for row in rows])
-    report.print_standings(console, rows, objective, config["rerank"]["seeds"])
-    if config["export"]["winner"]:
-        finalists = [row for row in rows if row.entrant.role == "finalist"]
-        winner = max(finalists, key=lambda row: objective.skill(row.validation))
-        number = int(winner.entrant.name.lstrip("#").split()[0])
-        _export_winner(setting, folder, ledger, history, evaluator, number)
-
-
-def _rerank(
-    console: Console, config: Config, ledger: Ledger, entrants: list[Entrant], objective: Objective, pool: Pool
-) -> list[Standing]:
-    parts = ("rerank", "data", "objective", "space", "task")
-    judged = Rerank(
-        entrants,
-        config["rerank"]["seeds"],
-        objective,
-        {part: config[part] for part in parts},
-        ledger,
-        pool,
-        config["limits"]["train_seconds"],
-    )
-    with rerank_progress(console) as on_progress:
-        return judged.run(on_progress)
-
-
-def entrants_of(config: Config, history: History, evaluator: Evaluator, known: dict[str, str]) -> list[Entrant]:
-    """The best distinct finds of a run, and the baselines. A find that is a baseline is no finalist.
-
-    Raises:
-        InputError: nothing was accepted.
-    """
-    space, baselines = evaluator.space, evaluator.space.baselines()
-    names = {fingerprint: name for name, fingerprint in known.items()}
-    wanted = config["rerank"]["baselines"]
-    ranked = next(iter(history.ranked(evaluator.task.objective()).values()), [])
-    finalists = [o for o in ranked if names.get(o.fingerprint) not in wanted][: config["rerank"]["finalists"]]
-    entrants = []
-    for outcome in finalists:
-        data = history.proposals[outcome.number].candidate
-        candidate = space.from_json(data)
-        called = f" = {names[outcome.fingerprint]}" if outcome.fingerprint in names else ""
-        text = report.readable(space, candidate)
-        entrants.append(Entrant(f"#{outcome.number}{called}", "finalist", data, text))
-    for name in wanted:
-        candidate = baselines[name]
-        entrants.append(Entrant(name, "baseline", space.to_json(candidate), report.readable(space, candidate)))
-    return entrants
-
-
-def _export_winner(
-    setting: Setting, folder: Path, ledger: Ledger, history: History, evaluator: Evaluator, number: int
-) -> None:
-    exports = folder / run_folder.EXPORTS
-    exports.mkdir(exist_ok=True)
-    candidate = evaluator.space.from_json(history.proposals[number].candidate)
-    name = f"layer_{evaluator.space.key(candidate)[:8]}"
-    path = exports / f"{name}.py"
-    if path.exists():
-        setting.say(f"already exported: {path}")
-        return
-    try:
-        write_export(setting, folder, ledger, history, evaluator, number, name, path)
-    except InputError as problem:
-        setting.say(f"not exported: {problem}")
-
-
-def write_export(
-    setting: Setting,
-    folder: Path,
-    ledger: Ledger,
-    history: History,
-    evaluator: Evaluator,
-    number: int,
-    name: str,
-    path: Path,
-) -> None:
-    """Export one candidate and say where it is and how it was checked."""
-    space = evaluator.space
-    candidate = space.from_json(history.proposals[number].candidate)
-    versions: dict[str, Any] = ledger.meta("versions", {})
-    note = note_of(history, number, evaluator.task.objective(), folder.name, versions)
-    difference = export(space, candidate, name, path, note)
-    setting.say(f"exported #{number} to {path}: outputs and gradients within {difference:.1g} of the searched layer's")
 
 
 def export_command(setting: Setting, folder: Path, key: str, out: Path, name: str) -> int:
@@ -333,17 +215,20 @@ def show(setting: Setting, folder: Path, top: int, as_json: bool) -> int:
         return 0
     report.print_top(setting.console, rows, objective)
     report.print_funnel(setting.console, history.funnel, gates, seconds)
-    for row in standings:
-        text = f"rerank: {row['name']} test {row['test']:.4f} (sd {row['sd']:.4f}), {row['verdict']}"
-        setting.say(text)
+    if standings:
+        objective = rerank_task_of(config).objective(config["rerank"]["objective"])
+        report.print_standings(setting.console, [report.standing_of(row) for row in standings], objective)
     setting.say(f"the test split was read by {reads} rerank(s)")
     return 0
 
 
 def dry_run(setting: Setting, config: Config) -> int:
     """`normact search --dry-run`: the resolved config, and how long it would take."""
-    evaluator = checked_evaluator(config)
+    run_folder.check_new(Path(config["run_dir"]))
+    evaluator = checked_evaluator(setting, config)
     check_rerank(config, evaluator.space)
+    starts = starts_of(config, evaluator.space)
+    controller_of(config, evaluator.space, evaluator.task.objective(), starts)
     setting.console.file.write(yaml.safe_dump(config, sort_keys=False))
     minutes = config["budget"]["minutes"]
     workers = config["pool"].get("workers", 1)

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from normact.launch.setting import Setting
 from normact.search.engine import mean_skill
+from normact.search.evaluate import Evaluator
 from normact.search.history import History
+from normact.search.ledger import Ledger
 from normact.search.objective import Objective
 from normact.spaces.errors import InputError
 from normact.spaces.fingerprint import probe_batch
@@ -88,7 +91,7 @@ def find(history: History, space: Space, objective: Objective, key: str) -> int:
     """The number of the candidate that a person means: by key, `#number`, or the best for an empty key.
 
     Raises:
-        InputError: there is none, or nothing was accepted yet.
+        InputError: there is none, the beginning of a key is that of several, or nothing was accepted yet.
     """
     if not key:
         ranked = history.ranked(objective)
@@ -97,9 +100,14 @@ def find(history: History, space: Space, objective: Objective, key: str) -> int:
         return next(iter(ranked.values()))[0].number
     if re.fullmatch(r"#?\d+", key) and int(key.lstrip("#")) in history.proposals:
         return int(key.lstrip("#"))
-    for number, record in history.proposals.items():
-        if space.key(space.from_json(record.candidate)).startswith(key):
-            return number
+    keys = {number: space.key(space.from_json(record.candidate)) for number, record in history.proposals.items()}
+    found = {full: number for number, full in reversed(keys.items()) if full.startswith(key)}
+    if len(found) > 1:
+        raise InputError(
+            f"{key!r} is the beginning of {len(found)} keys: {', '.join(sorted(found)[:5])}; give more of it"
+        )
+    for number in found.values():
+        return number
     raise InputError(f"no candidate {key!r} in this run; `normact show` lists keys and numbers")
 
 
@@ -113,3 +121,22 @@ def note_of(history: History, number: int, objective: Objective, run: str, versi
         lines.append(f"    after {outcome.steps} steps, one seed: a hypothesis, not a result")
     lines.append(f"made by normact {versions.get('normact', '?')}, torch {versions.get('torch', '?')}")
     return "\n".join(lines)
+
+
+def write_export(
+    setting: Setting,
+    folder: Path,
+    ledger: Ledger,
+    history: History,
+    evaluator: Evaluator,
+    number: int,
+    name: str,
+    path: Path,
+) -> None:
+    """Export one candidate and say where it is and how it was checked."""
+    space = evaluator.space
+    candidate = space.from_json(history.proposals[number].candidate)
+    versions: dict[str, str] = ledger.meta("versions", {})
+    note = note_of(history, number, evaluator.task.objective(), folder.name, versions)
+    difference = export(space, candidate, name, path, note)
+    setting.say(f"exported #{number} to {path}: outputs and gradients within {difference:.1g} of the searched layer's")

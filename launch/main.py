@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from normact.launch import commands, inspect
+from normact.launch import commands, look
 from normact.launch.config import add_module_paths, compose_config
 from normact.launch.run_folder import versions
+from normact.launch.setting import Setting
 from normact.spaces.errors import InputError
 
 PLAIN_WIDTH = 140
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     torch.set_num_threads(1)
     try:
         return _run(console, options)
@@ -41,13 +42,13 @@ def _run(console: Console, options: argparse.Namespace) -> int:
     if getattr(options, "config_dir", None):
         paths.insert(0, str(options.config_dir.absolute()))
     add_module_paths(paths)
-    setting = commands.Setting(console, tuple(paths), tuple(getattr(options, "allow", ())))
+    setting = Setting(console, tuple(paths), tuple(getattr(options, "allow", ())))
     match options.command:
         case "search":
             config = compose_config(options.overrides, options.config_dir)
             return commands.dry_run(setting, config) if options.dry_run else commands.search(setting, config)
         case "check":
-            return inspect.check(console, compose_config(options.overrides, options.config_dir), options.expression)
+            return look.check(setting, compose_config(options.overrides, options.config_dir), options.expression)
         case "resume":
             return commands.resume(setting, options.run_dir)
         case "rerank":
@@ -58,9 +59,27 @@ def _run(console: Console, options: argparse.Namespace) -> int:
         case "export":
             return commands.export_command(setting, options.run_dir, options.candidate, options.out, options.name)
         case "layers":
-            return inspect.layers(console)
+            return look.layers(console)
         case _:
-            return inspect.ops(console)
+            return look.ops(console)
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; overrides may also follow an option, which argparse alone would not take."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    stray = [text for text in rest if text.startswith("-") or ("=" not in text and text[0] not in "+~")]
+    if stray or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(stray or rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
             help="trust this module of your own in the config",
         )
         if name == "show":
-            sub.add_argument("--top", type=int, default=10, help="how many layers (10)")
+            sub.add_argument("--top", type=_at_least_one, default=10, help="how many layers (10)")
             sub.add_argument("--json", action="store_true", help="as JSON")
         if name == "rerank":
             sub.add_argument("--finalists", type=int, help="how many of the best finds; the run's where left out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,8 @@ from normact.search.funnel import Funnel
 from normact.search.history import History
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome
-from normact.search.rerank import ENOUGH_SEEDS, Standing
+from normact.search.rerank import ENOUGH_SEEDS, Entrant, Standing
+from normact.spaces.errors import InputError
 from normact.spaces.graph import LayerGraph
 from normact.spaces.space import Space
 from normact.spaces.text import formula
@@ -88,12 +90,13 @@ def print_funnel(console: Console, funnel: Funnel, gates: Sequence[str], seconds
     _line(console, f"{funnel.trained} distinct functions were trained past step 10.")
 
 
-def print_standings(console: Console, rows: Sequence[Standing], objective: Objective, seeds: int) -> None:
+def print_standings(console: Console, rows: Sequence[Standing], objective: Objective) -> None:
     """The rerank's table, and what may be said of it."""
+    seeds = rows[0].seeds
     anchors = sorted({anchor for row in rows for anchor in row.by_anchor})
     table = Table(title=f"Rerank: test {objective.name}, mean of {seeds} fresh seeds", title_justify="left")
     table.add_column("layer")
-    for column in (*anchors, "mean", "sd", "difference", "interval"):
+    for column in (*anchors, "mean", "sd", "difference", "95% interval", "p (Holm)"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
     for row in rows:
@@ -107,41 +110,43 @@ def print_standings(console: Console, rows: Sequence[Standing], objective: Objec
             f"{row.deviation:.4f}",
             difference,
             interval,
+            "" if row.p is None else f"{row.p:.2g}",
             row.verdict + failed,
         )
     console.print(table)
     for row in rows:
         if row.entrant.role == "finalist":
             _line(console, f"  {row.entrant.name}: {row.entrant.text}")
-    _line(console, conclusion(rows, seeds))
+    _line(console, conclusion(rows))
 
 
-def conclusion(rows: Sequence[Standing], seeds: int) -> str:
+def conclusion(rows: Sequence[Standing]) -> str:
     """One sentence that says no more than the numbers do."""
+    seeds = rows[0].seeds
     best = next(row for row in rows if row.verdict == "best baseline")
     if seeds < ENOUGH_SEEDS:
         return f"Preliminary: {seeds} seeds cannot support a claim; give rerank.seeds={ENOUGH_SEEDS} or more."
     better = [row.entrant.name for row in rows if row.verdict == "better"]
     if better:
-        return f"Better than {best.entrant.name}, the best baseline by validation: {', '.join(better)} (Holm, 95%)."
-    return f"No finalist is shown to be better than {best.entrant.name}, the best baseline by validation (Holm, 95%)."
+        return f"Better than {best.entrant.name}, the best baseline by validation: {', '.join(better)}."
+    return f"No finalist is shown to be better than {best.entrant.name}, the best baseline by validation."
 
 
 def standing_json(row: Standing) -> dict[str, Any]:
-    """A standing as plain JSON."""
-    return {
-        "name": row.entrant.name,
-        "role": row.entrant.role,
-        "layer": row.entrant.text,
-        "validation": row.validation,
-        "test": row.test,
-        "sd": row.deviation,
-        "by_anchor": dict(row.by_anchor),
-        "failed": row.failed,
-        "difference": row.difference,
-        "interval": None if row.low is None else [row.low, row.high],
-        "verdict": row.verdict,
-    }
+    """A standing as plain JSON, which `standing_of` reads."""
+    return asdict(row)
+
+
+def standing_of(data: Mapping[str, Any]) -> Standing:
+    """The standing that `standing_json` gave.
+
+    Raises:
+        InputError: it is of another form.
+    """
+    try:
+        return Standing(**{**data, "entrant": Entrant(**data["entrant"])})
+    except (KeyError, TypeError) as problem:
+        raise InputError(f"the run's rerank cannot be read ({problem}); do it again with normact rerank") from None
 
 
 def print_json(console: Console, data: Any) -> None:

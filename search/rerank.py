@@ -61,6 +61,7 @@ class Standing:
         verdict: `better`, `worse` or `no difference shown`; with too few seeds `preliminary, N seeds`; for
             baselines `best baseline` or `baseline`.
         p: Holm-adjusted p value of the paired t test, which decides the verdict; None for baselines.
+        seeds: how many.
     """
 
     entrant: Entrant
@@ -73,7 +74,8 @@ class Standing:
     low: float | None
     high: float | None
     verdict: str
-    p: float | None = None
+    p: float | None
+    seeds: int
 
 
 class Rerank:
@@ -237,6 +239,7 @@ def standings(
                 high,
                 verdict,
                 p,
+                len(seeds),
             )
         )
     return sorted(rows, key=lambda row: -objective.skill(row.test))

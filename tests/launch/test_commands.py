@@ -26,7 +26,7 @@ def test_search_show_rerank_resume_export(normact, tmp_path):
     assert data["funnel"][-1]["left"] == data["accepted"] == len(data["top"]["cpu"]) > 0
     assert sum(row["candidates"] for row in data["funnel"]) + data["accepted"] == 40
     assert data["test_reads"] == 1
-    assert {row["role"] for row in data["rerank"]} == {"finalist", "baseline"}
+    assert {row["entrant"]["role"] for row in data["rerank"]} == {"finalist", "baseline"}
     status, out, _ = normact("show", "run", "--top", 1)
     assert data["top"]["cpu"][0]["layer"] in out
 
@@ -36,7 +36,7 @@ def test_search_show_rerank_resume_export(normact, tmp_path):
 
     status, _, err = normact("rerank", "run", "--finalists", 0)
     assert status == 2
-    assert "needs a finalist and a baseline, got 0 and" in err
+    assert "got finalists=0; give --finalists N" in err
     status, out, _ = normact("rerank", "run", "--finalists", 2, "--seeds", 3)
     assert status == 0
     assert len(json.loads(normact("show", "run", "--json")[1])["rerank"]) == 3

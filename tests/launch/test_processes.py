@@ -191,7 +191,7 @@ def test_fashion_mnist_is_searched_for_real(tmp_path, require):
     run("search", *data, *rerank, *small, *budget, "pool.workers=2", "run_dir=run", cwd=tmp_path)
     shown = json.loads(run("show", "run", "--json", cwd=tmp_path))
     assert shown["top"]["cpu"][0]["scores"].keys() == {"preact_resnet"}
-    baseline = next(row for row in shown["rerank"] if row["role"] == "baseline")
+    baseline = next(row for row in shown["rerank"] if row["entrant"]["role"] == "baseline")
     assert 0.5 < baseline["test"] < 0.9, "BN-ReLU after 60 steps of Fashion-MNIST"
     assert len(list((tmp_path / "run/exports").glob("*.py"))) == 1
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from normact.launch.commands import checked_evaluator
 from normact.launch.config import Config
 from normact.launch.report import readable
+from normact.launch.setting import Setting
 from normact.search.pool import Job
 from normact.spaces.catalogue import CATALOGUE
 from normact.spaces.graph_space import relative_cost
@@ -16,9 +17,10 @@ from normact.spaces.ops import EVONORM_MOMENTS, EVONORM_POINTWISE, OPS
 from normact.spaces.text import formula
 
 
-def check(console: Console, config: Config, text: str) -> int:
+def check(setting: Setting, config: Config, text: str) -> int:
     """`normact check`: one layer through all gates and a training. Status 1 where a gate rejects it."""
-    evaluator = checked_evaluator(config)
+    console = setting.console
+    evaluator = checked_evaluator(setting, config)
     space = evaluator.space
     candidate = space.parse(text)
     data = space.to_json(candidate)

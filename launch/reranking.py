@@ -1,0 +1,126 @@
+"""The rerank of a run: who enters, the trainings, the table, the winner's export."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from rich.console import Console
+
+from normact.launch import report, run_folder
+from normact.launch.config import Config, in_worker, pool_of, rerank_evaluator, rerank_task_of
+from normact.launch.export import write_export
+from normact.launch.progress import rerank_progress
+from normact.launch.setting import Setting
+from normact.search.evaluate import Evaluator
+from normact.search.history import History
+from normact.search.ledger import Ledger
+from normact.search.objective import Objective
+from normact.search.pool import Pool
+from normact.search.rerank import Entrant, Rerank, Standing
+from normact.spaces.errors import InputError, unknown_name
+from normact.spaces.space import Space
+
+
+def check_rerank(config: Config, space: Space) -> None:
+    """Check the rerank's part of a config before hours are spent on the search.
+
+    Raises:
+        InputError: no baseline or an unknown one, an objective that a test split does not have, or anchors that the
+            space cannot fill.
+    """
+    if not config["rerank"]["finalists"]:
+        return
+    known = space.baselines()
+    if not config["rerank"]["baselines"]:
+        raise InputError(f"rerank.baselines is empty: name what finds are compared with, of {', '.join(known)}")
+    for name in config["rerank"]["baselines"]:
+        if name not in known:
+            raise unknown_name("baseline", name, known, " in rerank.baselines")
+    task = rerank_task_of(config)
+    task.check_meets(space)
+    task.test_objective(config["rerank"]["objective"])
+
+
+def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, evaluator: Evaluator) -> int:
+    """Rerank a run's finalists, print the table, export the best one by validation. The exit status: 130 for Ctrl-C."""
+    console = setting.console
+    history = History(ledger)
+    entrants = entrants_of(config, history, evaluator, ledger.meta("known_fingerprints", {}))
+    if all(entrant.role == "baseline" for entrant in entrants):
+        setting.say("no rerank: every find that passed the gates computes the same as a baseline")
+        return 0
+    objective = rerank_task_of(config).test_objective(config["rerank"]["objective"])
+    try:
+        with closing(pool_of(config, in_worker(rerank_evaluator, config), setting.module_paths)) as pool:
+            rows = _rerank(console, config, ledger, entrants, objective, pool)
+    except KeyboardInterrupt:
+        setting.say(f"stopped; what was trained is recorded. Go on with: normact rerank {folder}")
+        return 130
+    ledger.set_meta("standings", [report.standing_json(row) for row in rows])
+    report.print_standings(console, rows, objective)
+    if config["export"]["winner"]:
+        finalists = [row for row in rows if row.entrant.role == "finalist"]
+        winner = max(finalists, key=lambda row: objective.skill(row.validation))
+        number = int(winner.entrant.name.lstrip("#").split()[0])
+        _export_winner(setting, folder, ledger, history, evaluator, number)
+    return 0
+
+
+def _rerank(
+    console: Console, config: Config, ledger: Ledger, entrants: list[Entrant], objective: Objective, pool: Pool
+) -> list[Standing]:
+    trainings_depend_on = {part: config[part] for part in ("data", "objective", "space", "task")}
+    trainings_depend_on["rerank"] = {part: config["rerank"][part] for part in ("anchor", "recipe")}
+    judged = Rerank(
+        entrants,
+        config["rerank"]["seeds"],
+        objective,
+        trainings_depend_on,
+        ledger,
+        pool,
+        config["limits"]["train_seconds"],
+    )
+    with rerank_progress(console) as on_progress:
+        return judged.run(on_progress)
+
+
+def entrants_of(config: Config, history: History, evaluator: Evaluator, known: dict[str, str]) -> list[Entrant]:
+    """The best distinct finds of a run, and the baselines. A find that is a baseline is no finalist.
+
+    Raises:
+        InputError: nothing was accepted.
+    """
+    space, baselines = evaluator.space, evaluator.space.baselines()
+    names = {fingerprint: name for name, fingerprint in known.items()}
+    wanted = config["rerank"]["baselines"]
+    ranked = next(iter(history.ranked(evaluator.task.objective()).values()), [])
+    finalists = [o for o in ranked if names.get(o.fingerprint) not in wanted][: config["rerank"]["finalists"]]
+    entrants = []
+    for outcome in finalists:
+        data = history.proposals[outcome.number].candidate
+        candidate = space.from_json(data)
+        called = f" = {names[outcome.fingerprint]}" if outcome.fingerprint in names else ""
+        text = report.readable(space, candidate)
+        entrants.append(Entrant(f"#{outcome.number}{called}", "finalist", data, text))
+    for name in wanted:
+        candidate = baselines[name]
+        entrants.append(Entrant(name, "baseline", space.to_json(candidate), report.readable(space, candidate)))
+    return entrants
+
+
+def _export_winner(
+    setting: Setting, folder: Path, ledger: Ledger, history: History, evaluator: Evaluator, number: int
+) -> None:
+    exports = folder / run_folder.EXPORTS
+    exports.mkdir(exist_ok=True)
+    candidate = evaluator.space.from_json(history.proposals[number].candidate)
+    name = f"layer_{evaluator.space.key(candidate)[:8]}"
+    path = exports / f"{name}.py"
+    if path.exists():
+        setting.say(f"already exported: {path}")
+        return
+    try:
+        write_export(setting, folder, ledger, history, evaluator, number, name, path)
+    except Exception as problem:  # the source may be a person's own; the rerank's result must not be lost for it
+        setting.say(f"not exported: {type(problem).__name__}: {problem}")
