@@ -15,6 +15,7 @@ from normact.launch.config import (
     Config,
     budget_of,
     check_device,
+    check_meets,
     controller_of,
     gates_of,
     in_worker,
@@ -100,7 +101,7 @@ def checked_evaluator(setting: Setting, config: Config) -> Evaluator:
     evaluator = search_evaluator(config)
     for note in evaluator.space.notes:
         setting.say(f"note: {note}")
-    evaluator.task.check_meets(evaluator.space)
+    check_meets(evaluator.task, evaluator.space)
     evaluator.task.objective()
     evaluator.task.data.load()  # a missing folder is said now, not by a worker later
     check_device(config)

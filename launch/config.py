@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from normact.launch.guard import one_line, theirs
 from normact.launch.schema import check_form
-from normact.search.anchors import Anchor
+from normact.search.anchors import Anchor, sites_of
 from normact.search.controllers import Controller, Start
 from normact.search.data import Data
 from normact.search.engine import Budget, Limits
@@ -144,6 +144,8 @@ def rerank_task_of(config: Config) -> Task:
 
 def _task(config: Config, anchors: Config, recipe: Config) -> Task:
     data = _data(config["data"])
+    with theirs("data"):
+        data.load()  # objectives may look at it; a missing folder is said here, not by a worker later
     measures = {name: _made(node, f"objective {name}", Measure) for name, node in config.get("objective", {}).items()}
     for name, measure in measures.items():
         with theirs(f"objective {name}"):
@@ -212,9 +214,23 @@ def pool_of(config: Config, make_evaluate: Callable[[], Evaluate], module_paths:
         raise InputError("pool: its config needs `_partial_: true`, as it is made with the evaluator at hand")
     with theirs("pool"):
         try:
-            return partial(make_evaluate)
+            pool = partial(make_evaluate)
         except (HydraException, TypeError) as problem:
             raise InputError(f"pool: {one_line(problem)}") from problem
+    _check_class(pool, f"pool: {node['_target_']}", Pool)
+    return pool
+
+
+def check_meets(task: Task, space: Space) -> None:
+    """Check that the space can fill every site of the task's anchors.
+
+    Raises:
+        InputError: see `Task.check_meets`; or an anchor cannot be made.
+    """
+    for name, anchor in task.anchors.items():
+        with theirs(f"anchor {name}"):
+            sites_of(anchor)
+    task.check_meets(space)
 
 
 def check_device(config: Config) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from normact.launch import report, run_folder
-from normact.launch.config import Config, in_worker, pool_of, rerank_evaluator, rerank_task_of
+from normact.launch.config import Config, check_meets, in_worker, pool_of, rerank_evaluator, rerank_task_of
 from normact.launch.export import write_export
 from normact.launch.progress import rerank_progress
 from normact.launch.setting import Setting
@@ -38,7 +38,7 @@ def check_rerank(config: Config, space: Space) -> None:
         if name not in known:
             raise unknown_name("baseline", name, known, " in rerank.baselines")
     task = rerank_task_of(config)
-    task.check_meets(space)
+    check_meets(task, space)
     task.test_objective(config["rerank"]["objective"])
 
 
