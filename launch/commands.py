@@ -64,6 +64,7 @@ def resume(setting: Setting, folder: Path) -> int:
     with run_folder.open_ledger(folder, write=True) as ledger:
         config = run_folder.trusted_config(folder, setting.allow)
         evaluator = checked_evaluator(setting, config)
+        check_rerank(config, evaluator.space)
         starts = [Start(evaluator.space.from_json(data), origin) for data, origin in ledger.meta("starts", [])]
         with closing(pool_of(config, in_worker(search_evaluator, config), setting.module_paths)) as pool:
             finished = _search(setting, config, folder, ledger, evaluator, starts, pool)
@@ -100,7 +101,7 @@ def checked_evaluator(setting: Setting, config: Config) -> Evaluator:
     """The search's evaluator, made in the driver too: what is wrong with the config is said before anything runs."""
     evaluator = search_evaluator(config)
     for note in evaluator.space.notes:
-        setting.say(f"note: {note}")
+        setting.say(f"# note: {note}")  # as a comment, so that what a dry run prints stays YAML
     check_meets(evaluator.task, evaluator.space)
     evaluator.task.objective()
     evaluator.task.data.load()  # a missing folder is said now, not by a worker later
@@ -132,13 +133,15 @@ def starts_of(config: Config, space: Space) -> list[Start]:
 def _best_of_run(folder: Path, config: Config, space: Space, count: int = 10) -> list[Start]:
     with run_folder.open_ledger(folder) as ledger:
         history = History(ledger)
-        theirs = run_folder.read_config(folder).get("objective", {})
     objective = task_of(config).objective()
-    measured = {score.objective for outcome in history.outcomes.values() for score in outcome.scores}
+    accepted = [outcome for outcome in history.outcomes.values() if outcome.accepted]
+    measured = {score.objective for outcome in accepted for score in outcome.scores}
+    if not measured:
+        raise InputError(f"start_from run:{folder} has nothing to start from: nothing passed every gate there")
     if objective.name not in measured:
         raise InputError(
             f"start_from run:{folder} cannot be ranked: it never measured {objective.name}, only "
-            f"{', '.join(theirs) or 'nothing'}; put one of those first in objective=[...]"
+            f"{', '.join(sorted(measured))}; put one of those first in objective=[...]"
         )
     ranked = history.ranked(objective)
     best = next(iter(ranked.values()), [])[:count]

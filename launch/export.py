@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from normact.launch.guard import theirs
 from normact.launch.setting import Setting
 from normact.search.engine import mean_skill
 from normact.search.evaluate import Evaluator
@@ -41,10 +42,16 @@ def export(space: Space, candidate: Any, name: str, path: Path, note: str) -> fl
         raise InputError(f"{path} exists already; choose another name, nothing was overwritten")
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist; make it first")
-    path.write_text(space.source(candidate, name, note))
+    with theirs(f"{type(space).__name__}.source"):
+        text = space.source(candidate, name, note)
     try:
-        difference = compare(space, candidate, load_factory(path, name))
-    except Exception:
+        path.write_text(text)
+    except (OSError, TypeError) as problem:
+        raise InputError(f"cannot write the source to {path}: {problem}") from None
+    try:
+        with theirs(f"the source of {name}"):
+            difference = compare(space, candidate, load_factory(path, name))
+    except BaseException:  # Ctrl-C too: what was not checked does not stay
         path.unlink()
         raise
     if not difference <= TOLERANCE:

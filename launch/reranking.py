@@ -31,12 +31,14 @@ def check_rerank(config: Config, space: Space) -> None:
     """
     if not config["rerank"]["finalists"]:
         return
-    known = space.baselines()
-    if not config["rerank"]["baselines"]:
+    known, wanted = space.baselines(), config["rerank"]["baselines"]
+    if not wanted:
         raise InputError(f"rerank.baselines is empty: name what finds are compared with, of {', '.join(known)}")
-    for name in config["rerank"]["baselines"]:
+    for name in wanted:
         if name not in known:
             raise unknown_name("baseline", name, known, " in rerank.baselines")
+    if len(set(wanted)) != len(wanted):
+        raise InputError(f"rerank.baselines names one twice: {', '.join(wanted)}")
     task = rerank_task_of(config)
     check_meets(task, space)
     task.test_objective(config["rerank"]["objective"])
@@ -48,7 +50,7 @@ def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, e
     history = History(ledger)
     entrants = entrants_of(config, history, evaluator, ledger.meta("known_fingerprints", {}))
     if all(entrant.role == "baseline" for entrant in entrants):
-        setting.say("no rerank: every find that passed the gates computes the same as a baseline")
+        setting.say("no rerank: no find passed every gate that computes something else than the baselines")
         return 0
     objective = rerank_task_of(config).test_objective(config["rerank"]["objective"])
     try:
@@ -122,5 +124,5 @@ def _export_winner(
         return
     try:
         write_export(setting, folder, ledger, history, evaluator, number, name, path)
-    except Exception as problem:  # the source may be a person's own; the rerank's result must not be lost for it
-        setting.say(f"not exported: {type(problem).__name__}: {problem}")
+    except InputError as problem:
+        setting.say(f"not exported: {problem}")

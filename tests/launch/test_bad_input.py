@@ -6,7 +6,10 @@ import sys
 import pytest
 import yaml
 
-from tests.launch.conftest import TINY
+from normact.search.ledger import Ledger
+from normact.search.rerank import Rerank
+from normact.spaces import GraphSpace
+from tests.launch.conftest import TINY, TINY_RERANK
 
 RAISES = "def __init__(self, *a, **kw): raise ArithmeticError('no\\nway')"
 PARTS = f"""
@@ -198,3 +201,85 @@ def test_a_ledger_with_a_damaged_page(normact, run):
     path.write_bytes(pages)
     for command in COMMANDS:
         check_one_line(normact, command, "ledger.sqlite")
+
+
+def test_a_source_that_raises_is_no_traceback(normact, tmp_path, monkeypatch):
+    """After search and rerank are paid for, a person's `Space.source` costs the export alone."""
+
+    def source(self, candidate, name, note=""):
+        raise ArithmeticError("no\nway")
+
+    monkeypatch.setattr(GraphSpace, "source", source)
+    status, out, err = normact("search", *[o for o in TINY if not o.startswith("rerank")], *TINY_RERANK, "run_dir=run")
+    assert (status, err) == (0, "")
+    assert "not exported: GraphSpace.source: ArithmeticError: no way\n" in out
+    check_one_line(normact, ["export", "run", "--out", "x.py"], "GraphSpace.source: ArithmeticError: no way")
+    monkeypatch.setattr(GraphSpace, "source", lambda self, candidate, name, note="": "raise SystemExit(0)\n")
+    check_one_line(normact, ["export", "run", "--out", "x.py"], "the source of x: SystemExit")
+    assert not (tmp_path / "x.py").exists()
+
+
+def test_starts_of_a_run_that_measured_something_else(normact):
+    assert normact("search", *TINY, "objective=[accuracy]", "run_dir=one")[0] == 0
+    words = ["run:one", "never measured validation_loss", "only accuracy"]
+    check_one_line(normact, ["search", *TINY, "start_from=[run:one]", "run_dir=two"], *words)
+    assert normact("search", *TINY, "budget.proposals=3", "gates.quality_10.skill=1", "run_dir=none")[0] == 0
+    check_one_line(normact, ["search", *TINY, "start_from=[run:none]", "run_dir=two"], "nothing passed every gate")
+
+
+def test_one_more_seed_trains_and_reads_that_seed_alone(normact, tmp_path):
+    assert normact("search", *TINY, *TINY_RERANK, "run_dir=run")[0] == 0
+    assert normact("rerank", "run", "--seeds", 3)[0] == 0
+    with Ledger(tmp_path / "run/ledger.sqlite", write=False) as ledger:
+        assert ledger.count("reranked") == 6
+        assert [event.data["trainings"] for event in ledger.events("test_read")] == [4, 2]
+
+
+def test_show_prints_the_table_of_the_rerank(normact):
+    out = normact("search", *TINY, *TINY_RERANK, "run_dir=run")[1]
+    table = out[out.index("Rerank: test") : out.index("exported #")]
+    assert "Preliminary: 2 seeds" in table
+    assert table in normact("show", "run")[1]
+
+
+def test_finds_that_are_all_baselines_are_no_error(normact):
+    known = ["controller=random", "budget.proposals=1", "start_from=[bn_relu]"]
+    status, out, _ = normact("search", *TINY, *TINY_RERANK, *known, "run_dir=run")
+    assert status == 0
+    assert "no rerank: no find passed" in out
+    assert normact("rerank", "run")[0] == 0
+
+
+def test_ctrl_c_in_a_rerank_is_130(normact, monkeypatch):
+    def interrupted(self, on_progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Rerank, "run", interrupted)
+    status, out, _ = normact("search", *TINY, *TINY_RERANK, "run_dir=run")
+    assert status == 130
+    assert "Go on with: normact rerank run" in out
+    assert normact("rerank", "run")[0] == 130
+
+
+def test_overrides_may_follow_options(normact):
+    first, *rest = TINY
+    status, out, _ = normact("search", first, "--dry-run", *rest, "seed=7", "run_dir=run")
+    assert status == 0
+    assert yaml.safe_load("\n".join(line for line in out.splitlines() if line[:1] != "#"))["seed"] == 7
+    assert normact("check", "exp(square(x))", "--config-dir", ".", *TINY)[0] == 1
+    for stray in ("--bogus=1", "bogus"):
+        with pytest.raises(SystemExit) as caught:
+            normact("show", "run", stray)
+        assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "many"])
+def test_show_of_no_layer(normact, top):
+    with pytest.raises(SystemExit) as caught:
+        normact("show", "run", "--top", top)
+    assert caught.value.code == 2
+
+
+def test_baselines_that_are_named_twice(normact):
+    twice = ["rerank.finalists=1", "rerank.baselines=[bn_relu,bn_relu]"]
+    check_one_line(normact, ["search", *TINY, *twice, "run_dir=run"], "names one twice")
