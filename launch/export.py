@@ -105,15 +105,18 @@ def find(history: History, space: Space, objective: Objective, key: str) -> int:
         if not ranked:
             raise InputError("nothing in this run has passed every gate yet; search longer, or name a --candidate")
         return next(iter(ranked.values()))[0].number
-    if re.fullmatch(r"#?\d+", key) and int(key.lstrip("#")) in history.proposals:
-        return int(key.lstrip("#"))
-    keys = {number: space.key(space.from_json(record.candidate)) for number, record in history.proposals.items()}
-    found = {full: number for number, full in reversed(keys.items()) if full.startswith(key)}
-    if len(found) > 1:
-        raise InputError(
-            f"{key!r} is the beginning of {len(found)} keys: {', '.join(sorted(found)[:5])}; give more of it"
-        )
-    for number in found.values():
+    found: dict[str, int] = {}  # the first number of each key: the same key is the same layer
+    for number, record in history.proposals.items():
+        found.setdefault(space.key(space.from_json(record.candidate)), number)
+    if key in found:
+        return found[key]
+    meant = {number: f"{full[:12]} (#{number})" for full, number in found.items() if full.startswith(key)}
+    if re.fullmatch(r"#?[0-9]+", key) and (number := int(key.lstrip("#"))) in history.proposals:
+        meant.setdefault(number, f"#{number}")
+    if len(meant) > 1:
+        several = ", ".join(list(meant.values())[:5])
+        raise InputError(f"{key!r} may be any of {len(meant)} candidates: {several}; give more of it, or #number")
+    for number in meant:
         return number
     raise InputError(f"no candidate {key!r} in this run; `normact show` lists keys and numbers")
 

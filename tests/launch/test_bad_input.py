@@ -2,13 +2,15 @@
 
 import sqlite3
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from normact.launch.export import find
 from normact.search.ledger import Ledger
 from normact.search.rerank import Rerank
-from normact.spaces import GraphSpace
+from normact.spaces import GraphSpace, InputError
 from tests.launch.conftest import TINY, TINY_RERANK
 
 RAISES = "def __init__(self, *a, **kw): raise ArithmeticError('no\\nway')"
@@ -18,7 +20,7 @@ from normact.search.controllers import RandomSearch
 from normact.search.data import Digits
 from normact.search.gates import Pass, ScreenGate
 from normact.search.task import Accuracy
-from normact.spaces import GraphSpace
+from normact.spaces import GraphSpace, InputError
 
 class Controller(RandomSearch):
     {RAISES}
@@ -283,3 +285,26 @@ def test_show_of_no_layer(normact, top):
 def test_baselines_that_are_named_twice(normact):
     twice = ["rerank.finalists=1", "rerank.baselines=[bn_relu,bn_relu]"]
     check_one_line(normact, ["search", *TINY, *twice, "run_dir=run"], "names one twice")
+
+
+class TestFind:
+    """What `export --candidate` means, in a run of four candidates with these keys; #3 repeats #0."""
+
+    KEYS = ("ab12", "ab34", "1f00", "ab12")
+
+    def find(self, key):
+        history = SimpleNamespace(proposals={n: SimpleNamespace(candidate=k) for n, k in enumerate(self.KEYS)})
+        space = SimpleNamespace(key=lambda k: k, from_json=lambda k: k)
+        return find(history, space, None, key)
+
+    @pytest.mark.parametrize(("key", "number"), [("ab12", 0), ("ab1", 0), ("ab3", 1), ("#2", 2), ("#3", 3), ("2", 2)])
+    def test_one_that_is_meant(self, key, number):
+        assert self.find(key) == number
+
+    def test_none_is_preferred(self):
+        with pytest.raises(InputError, match=r"'ab' may be any of 2 candidates: ab12 \(#0\), ab34 \(#1\)"):
+            self.find("ab")
+        with pytest.raises(InputError, match=r"'1' may be any of 2 candidates: 1f00 \(#2\), #1;"):
+            self.find("1")
+        with pytest.raises(InputError, match="no candidate '#7'"):
+            self.find("#7")
