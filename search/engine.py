@@ -393,7 +393,8 @@ class Engine:
         self._duplicates_in_a_row = 0 if outcome.same_as is None else self._duplicates_in_a_row + 1
         self.funnel.add(outcome)
         self.controller.tell(outcome.number, outcome)
-        if outcome.accepted and (skill := mean_skill(self.objective, outcome)) > self.best_skill:
+        comparable = self.best is None or self.best.device == outcome.device
+        if outcome.accepted and comparable and (skill := mean_skill(self.objective, outcome)) > self.best_skill:
             self.best, self.best_skill = outcome, skill
 
     # -- records -----------------------------------------------------------------------------------------------

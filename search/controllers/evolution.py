@@ -30,8 +30,9 @@ class Evolution(Controller):
 
     Each proposal: with probability `fresh` a new sample. Otherwise a tournament is drawn from the window, its
     winner is a random member of the tournament's Pareto front over the anchors (or the member of the highest
-    mean), and is mutated `mutations` times in sequence. Rejected candidates and duplicates do not enter the
-    window. Until `warmup` members are in it, everything is fresh.
+    mean), and is mutated `mutations` times in sequence. Until `warmup` members are in the window, everything is
+    fresh. Rejected candidates, duplicates, and what was trained on another kind of device than the first do not
+    enter it.
 
     Args:
         window: most recent accepted candidates that are kept (aging).
@@ -70,6 +71,7 @@ class Evolution(Controller):
             raise InputError(f"evolution needs 0 < tournament <= 1 and 0 <= fresh <= 1, got {tournament}, {fresh}")
         if winner not in ("pareto", "mean"):
             raise InputError(f"winner must be pareto or mean, got {winner!r}")
+        self.device = ""  # scores of other kinds of device are not compared with those of the first
         self.window: deque[Member] = deque(maxlen=window)
         self.tournament = tournament
         self.least_tournament = least_tournament
@@ -88,7 +90,8 @@ class Evolution(Controller):
         return Proposal(number, child, (parent.number,), "mutate")
 
     def learn(self, proposal: Proposal, outcome: Outcome) -> None:
-        if outcome.accepted:
+        if outcome.accepted and outcome.device == (self.device or outcome.device):
+            self.device = outcome.device
             skills = skills_by_anchor(self.objective, outcome)
             self.window.append(Member(proposal.number, proposal.candidate, tuple(skills.values())))
 

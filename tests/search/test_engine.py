@@ -71,6 +71,18 @@ def test_the_best_has_the_highest_mean_skill(ledger):
     assert run.best.number % 17 == 0
 
 
+def test_the_best_is_of_one_kind_of_device(ledger):
+    judge = Judge(GRAPHS, reject=0.0)
+    judge.train = lambda number, key, job: Outcome(
+        number, scores=(Score("loss", "a", 1, 1 / (2 + number)),), steps=1, device="cpu" if number < 50 else "other"
+    )
+    run = engine(ledger, judge=judge, proposals=100)
+    run.run()
+    assert {o.device for o in run.outcomes.values() if o.accepted} == {"cpu", "other"}
+    assert run.best.device == "cpu"
+    assert run.best.number == max(n for n, o in run.outcomes.items() if o.accepted and n < 50)
+
+
 class TestDuplicates:
     def test_equal_keys_are_trained_once(self, ledger):
         space, judge = ToySpace(most=10), None

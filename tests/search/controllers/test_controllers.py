@@ -39,9 +39,17 @@ def test_pareto_front_by_hand():
     assert {m.number for m in pareto_front(members)} == {0, 1, 2, 4}
 
 
-def told(controller, number, a, b):
+def told(controller, number, a, b, device="cpu"):
     scores = (Score("loss", "a", 10, a), Score("loss", "b", 10, b))
-    controller.tell(number, Outcome(number, scores=scores, steps=10))
+    controller.tell(number, Outcome(number, scores=scores, steps=10, device=device))
+
+
+def test_a_window_never_mixes_kinds_of_device():
+    controller = Evolution(SPACES["graph"], LOSS, 0, warmup=2, fresh=0.0)
+    for number, device in enumerate(["cpu", "NVIDIA H100", "cpu"]):
+        controller.ask()
+        told(controller, number, 0.5 - 0.1 * number, 0.5, device)
+    assert [m.number for m in controller.window] == [0, 2]
 
 
 def test_window_keeps_the_most_recent_accepted_alone():
