@@ -261,7 +261,9 @@ def test_training_has_gpus_and_screening_has_not():
 def test_ctrl_c_ends_the_driver_and_not_its_workers(tmp_path):
     """As in a terminal, every process of the group gets the signal."""
     text = f"""
-        import os, time
+        import os, signal, time
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it may have been ignored where the tests started
 
         def make():
             def evaluate(job):
@@ -283,15 +285,17 @@ def test_ctrl_c_ends_the_driver_and_not_its_workers(tmp_path):
         print(pool.next(60.0).outcomes[0].worker)
         pool.close()
     """
-    driver = subprocess.Popen(
-        script(text), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    end = time.monotonic() + WAIT
-    while not (tmp_path / "here").exists() and driver.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    os.killpg(driver.pid, signal.SIGINT)
-    printed, _ = driver.communicate(timeout=WAIT)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(script(text), **pipes, start_new_session=True) as driver:
+        try:
+            end = time.monotonic() + WAIT
+            while not (tmp_path / "here").exists() and driver.poll() is None:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            os.killpg(driver.pid, signal.SIGINT)
+            printed, _ = driver.communicate(timeout=WAIT)
+        finally:
+            driver.kill()
     assert driver.returncode == 0, printed
     words = printed.split()
     assert words[0] == "interrupted" and len(words) == 2, printed
