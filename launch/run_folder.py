@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from normact.launch.config import Config
+from normact.launch.guard import theirs
 from normact.launch.schema import check_form
 from normact.launch.trust import check_targets
 from normact.search.ledger import Event, Ledger
@@ -166,7 +167,11 @@ def versions() -> dict[str, str]:
 def known_fingerprints(space: Space) -> dict[str, str]:
     """Fingerprints of the space's named layers: what a find is called by, if it computes the same."""
     sites = space.probe_sites()
-    return {name: fingerprint(partial(space.build, c), sites) for name, c in space.baselines().items()}
+    prints = {}
+    for name, candidate in space.baselines().items():
+        with theirs(f"the space's baseline {name}"):
+            prints[name] = fingerprint(partial(space.build, candidate), sites)
+    return prints
 
 
 def check_fingerprints(ledger: Ledger, space: Space) -> dict[str, str]:

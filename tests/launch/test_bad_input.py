@@ -21,6 +21,9 @@ from normact.search.data import Digits
 from normact.search.gates import Pass, ScreenGate
 from normact.search.task import Accuracy
 from normact.spaces import GraphSpace, InputError
+from tests.toy import ToySpace
+from normact.spaces import InputError
+from normact.launch.run_folder import known_fingerprints
 
 class Controller(RandomSearch):
     {RAISES}
@@ -308,3 +311,12 @@ class TestFind:
             self.find("1")
         with pytest.raises(InputError, match="no candidate '#7'"):
             self.find("#7")
+
+
+def test_a_baseline_that_raises_is_one_line():
+    class Broken(ToySpace):
+        def build(self, candidate, site):
+            raise ArithmeticError("no such layer")
+
+    with pytest.raises(InputError, match="the space's baseline plain_square: ArithmeticError: no such layer"):
+        known_fingerprints(Broken())
