@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 from normact.launch.export import find
+from normact.launch.run_folder import known_fingerprints
 from normact.search.ledger import Ledger
 from normact.search.rerank import Rerank
 from normact.spaces import GraphSpace, InputError
 from tests.launch.conftest import TINY, TINY_RERANK
+from tests.toy import ToySpace
 
 RAISES = "def __init__(self, *a, **kw): raise ArithmeticError('no\\nway')"
 PARTS = f"""
@@ -21,9 +23,6 @@ from normact.search.data import Digits
 from normact.search.gates import Pass, ScreenGate
 from normact.search.task import Accuracy
 from normact.spaces import GraphSpace, InputError
-from tests.toy import ToySpace
-from normact.spaces import InputError
-from normact.launch.run_folder import known_fingerprints
 
 class Controller(RandomSearch):
     {RAISES}
