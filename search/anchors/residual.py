@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -14,6 +14,20 @@ from normact.spaces.errors import InputError
 def _check_stages(name: str, width: int, blocks: Sequence[int]) -> None:
     if width < 1 or not blocks or min(blocks) < 1:
         raise InputError(f"{name} needs width >= 1 and at least 1 block per stage, got width={width}, blocks={blocks}")
+
+
+def _stages(width: int, blocks: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Per block: channels in, channels out, stride. Each stage but the first doubles channels and halves resolution."""
+    features = width
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            out = width * 2**stage
+            yield features, out, 2 if stage and not block else 1
+            features = out
+
+
+def _head(sites: Sites, features: int, outputs: int) -> list[nn.Module]:
+    return [sites.norm_act(features), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, outputs)]
 
 
 @dataclass(frozen=True)
@@ -40,20 +54,9 @@ class PreActResNet:
     def __call__(self, make: Make) -> nn.Module:
         sites = Sites(make)
         layers: list[nn.Module] = [nn.Conv2d(self.in_channels, self.width, 3, padding=1, bias=False)]
-        features = self.width
-        for stage, count in enumerate(self.blocks):
-            for block in range(count):
-                out = self.width * 2**stage
-                stride = 2 if stage and not block else 1
-                layers.append(_PreActBlock(sites, features, out, stride))
-                features = out
-        layers += [
-            sites.norm_act(features),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(features, self.outputs),
-        ]
-        return nn.Sequential(*layers)
+        for features, out, stride in _stages(self.width, self.blocks):
+            layers.append(_PreActBlock(sites, features, out, stride))
+        return nn.Sequential(*layers, *_head(sites, out, self.outputs))
 
 
 class _PreActBlock(nn.Module):
@@ -101,20 +104,9 @@ class InvertedResidualNet:
         sites = Sites(make)
         layers: list[nn.Module] = [nn.Conv2d(self.in_channels, self.width, 3, padding=1, bias=False)]
         layers.append(sites.norm_act(self.width))
-        features = self.width
-        for stage, count in enumerate(self.blocks):
-            for block in range(count):
-                out = self.width * 2**stage
-                stride = 2 if stage and not block else 1
-                layers.append(_InvertedBlock(sites, features, out, stride, self.expansion))
-                features = out
-        layers += [
-            sites.norm_act(features),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(features, self.outputs),
-        ]
-        return nn.Sequential(*layers)
+        for features, out, stride in _stages(self.width, self.blocks):
+            layers.append(_InvertedBlock(sites, features, out, stride, self.expansion))
+        return nn.Sequential(*layers, *_head(sites, out, self.outputs))
 
 
 class _InvertedBlock(nn.Module):
