@@ -1,5 +1,6 @@
 """What can be a layer: ops, graphs, named layers; building and printing one. Needs torch and numpy alone."""
 
+from normact.spaces.act_bench import ActBenchSpace
 from normact.spaces.catalogue import CATALOGUE, NamedLayer, named, read_layer
 from normact.spaces.emit import emit
 from normact.spaces.errors import InputError
@@ -18,6 +19,7 @@ __all__ = [
     "EVONORM_MOMENTS",
     "EVONORM_POINTWISE",
     "OPS",
+    "ActBenchSpace",
     "ChannelAffine",
     "Constraints",
     "Conv",

@@ -4,7 +4,8 @@ A pointwise op's `function` is both what `GraphLayer` runs and what an exported 
 reads its source. So a function here uses nothing but its arguments, `torch` and numbers.
 
 Guards are the exact identity away from the singular point, and the value, the derivative and the second
-derivative stay finite on it: the stability gate differentiates twice.
+derivative stay finite on it: the stability gate differentiates twice. The few ops marked `guarded=False` are the
+plain operators of a published benchmark (see `act_bench`).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Op:
         latex: template with `{0}`, `{1}` for LaTeX; empty for `\\mathrm{name}(...)`.
         moment: what a moment computes; None for a pointwise op.
         passes: how many times it reads or writes a whole tensor, for the relative cost.
+        guarded: False where the plain operator is meant, which is not finite at its singular points.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Op:
     latex: str = ""
     moment: Moment | None = None
     passes: float = 1.0
+    guarded: bool = True
 
     def __post_init__(self) -> None:
         if not (self.name.isidentifier() and self.name.isascii()):
@@ -189,6 +192,54 @@ def asinh(a: Tensor) -> Tensor:
     return torch.asinh(a)
 
 
+def zeros(a: Tensor) -> Tensor:
+    return torch.zeros_like(a)
+
+
+def ones(a: Tensor) -> Tensor:
+    return torch.ones_like(a)
+
+
+def identity(a: Tensor) -> Tensor:
+    return a
+
+
+def reciprocal(a: Tensor) -> Tensor:
+    return 1.0 / a
+
+
+def erfc(a: Tensor) -> Tensor:
+    return torch.erfc(a)
+
+
+def sinh(a: Tensor) -> Tensor:
+    return torch.sinh(a)
+
+
+def cosh(a: Tensor) -> Tensor:
+    return torch.cosh(a)
+
+
+def expm1(a: Tensor) -> Tensor:
+    return torch.expm1(a)
+
+
+def bessel_i0e(a: Tensor) -> Tensor:
+    return torch.special.i0e(a)
+
+
+def bessel_i1e(a: Tensor) -> Tensor:
+    return torch.special.i1e(a)
+
+
+def plain_div(a: Tensor, b: Tensor) -> Tensor:
+    return a / b
+
+
+def plain_pow(a: Tensor, b: Tensor) -> Tensor:
+    return torch.pow(a, b)
+
+
 def _moment_ops() -> Iterable[Op]:
     for index_set in INDEX_SETS:
         for statistic in STATISTICS:
@@ -282,13 +333,28 @@ def _fill_table() -> None:
                 hard_sigmoid, erf, atan, asinh,
             )
         ),
+        *(
+            Op(f.__name__, 1, f, latex=named(f.__name__))
+            for f in (zeros, ones, identity, erfc, sinh, cosh, expm1, bessel_i0e, bessel_i1e)
+        ),
+        Op("reciprocal", 1, reciprocal, latex=named("reciprocal"), guarded=False),
+        Op("plain_div", 2, plain_div, latex=r"\frac{{{0}}}{{{1}}}", passes=1.5, guarded=False),
+        Op("plain_pow", 2, plain_pow, latex=r"\left({0}\right)^{{{1}}}", passes=1.5, guarded=False),
     ):  # fmt: skip
         register(op)
 
 
 _fill_table()
 
+BENCHMARK_ONLY = (
+    "zeros", "ones", "identity", "erfc", "sinh", "cosh", "expm1", "bessel_i0e", "bessel_i1e",
+    "reciprocal", "plain_div", "plain_pow",
+)  # fmt: skip
+"""Ops that Act-Bench's operator set has beyond the others (see `act_bench`); in no other preset."""
+
 ACTIVATIONS = tuple(
-    name for name, op in OPS.items() if op.arity == 1 and op.moment is None and name not in EVONORM_POINTWISE
+    name
+    for name, op in OPS.items()
+    if op.arity == 1 and op.moment is None and name not in (*EVONORM_POINTWISE, *BENCHMARK_ONLY)
 )
 """The usual activations and elementary functions; off in the EvoNorm presets."""

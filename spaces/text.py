@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.graph import MAX_NODES, Arg, LayerGraph, Node
@@ -15,33 +15,44 @@ MAX_DEPTH = 100
 _TOKEN = re.compile(r"\s*(?:([A-Za-z_][A-Za-z_0-9]*(?:\.\d+)?(?:_\d+)?)|([(),]))")
 
 
-def to_text(graph: LayerGraph) -> str:
+def to_text(graph: LayerGraph, names: Mapping[str, str] | None = None) -> str:
     """The expression that `parse` reads, such as `mul(x, sigmoid(mul(v1, x)))`; `affine(...)` outermost.
 
     Where that would pass 100,000 characters (shared subexpressions are written out), the nodes are listed one
     by one instead; such text is for people, and only JSON brings the graph back.
+
+    Args:
+        graph: what to write.
+        names: what to call the graph's ops instead of their names in the table; an op that it lacks keeps its name.
     """
-    text = _print(graph, lambda op, args: f"{op.name}({', '.join(args)})")
+    names = names or {}
+    text = _print(graph, lambda op, args: f"{names.get(op.name, op.name)}({', '.join(args)})")
     return f"affine({text})" if graph.affine else text
 
 
-def parse(text: str) -> LayerGraph:
+def parse(text: str, names: Mapping[str, str] | None = None) -> LayerGraph:
     """Read an expression.
 
     Equal subexpressions become one node, dead nodes cannot be written: `parse(str(g))` is `g`'s canonical
     form up to the order of commutative arguments.
 
+    Args:
+        text: the expression.
+        names: for another notation: what may stand there for an op, and which op of the table it is. Then x is
+            the only input, and there is no affine. None for our own notation.
+
     Raises:
         InputError: naming the position (from 0) of the first thing that is wrong.
     """
-    return _Reader(text).read()
+    return _Reader(text, names).read()
 
 
 class _Reader:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, names: Mapping[str, str] | None = None) -> None:
         if len(text) > MAX_TEXT:
             raise InputError(f"the expression has {len(text)} characters; at most {MAX_TEXT} are read")
         self.text = text
+        self.names = names
         self.at = 0
         self.nodes: list[Node] = []
         self.places: dict[Node, int] = {}
@@ -49,7 +60,7 @@ class _Reader:
     def read(self) -> LayerGraph:
         start = self.at
         name, position = self.name("an op")
-        affine = name == "affine"
+        affine = name == "affine" and self.names is None
         if affine:
             self.expect("(")
         else:
@@ -69,15 +80,11 @@ class _Reader:
         if depth > MAX_DEPTH:
             raise self.error(f"nested deeper than {MAX_DEPTH}", self.at)
         name, position = self.name("an op or an input")
-        if is_input(name):
+        if self.input(name):
             return name
-        if name == "affine":
-            raise self.error("affine(...) may only be outermost", position)
-        if name not in OPS:
-            raise unknown_name("op or input", name, [*OPS, "x", "zero", "v0", "v1"], f" at position {position}")
-        op = OPS[name]
-        args = self.arguments(op, position, depth)
-        node = Node(name, args)
+        op = self.op(name, position)
+        args = self.arguments(op, name, position, depth)
+        node = Node(op.name, args)
         if node not in self.places:
             if len(self.nodes) == MAX_NODES:
                 raise self.error(f"more than {MAX_NODES} distinct operations", position)
@@ -85,7 +92,21 @@ class _Reader:
             self.nodes.append(node)
         return self.places[node]
 
-    def arguments(self, op: Op, position: int, depth: int) -> tuple[Arg, ...]:
+    def input(self, name: str) -> bool:
+        return is_input(name) if self.names is None else name == "x"
+
+    def op(self, name: str, position: int) -> Op:
+        if self.names is not None:
+            if name not in self.names:
+                raise unknown_name("op or input", name, [*self.names, "x"], f" at position {position}")
+            return OPS[self.names[name]]
+        if name == "affine":
+            raise self.error("affine(...) may only be outermost", position)
+        if name not in OPS:
+            raise unknown_name("op or input", name, [*OPS, "x", "zero", "v0", "v1"], f" at position {position}")
+        return OPS[name]
+
+    def arguments(self, op: Op, name: str, position: int, depth: int) -> tuple[Arg, ...]:
         self.expect("(")
         args = [self.argument(depth + 1)]
         while self.peek() == ",":
@@ -93,7 +114,7 @@ class _Reader:
             args.append(self.argument(depth + 1))
         self.expect(")")
         if len(args) != op.arity:
-            raise self.error(f"op {op.name!r} takes {op.arity} argument(s), got {len(args)}", position)
+            raise self.error(f"op {name!r} takes {op.arity} argument(s), got {len(args)}", position)
         return tuple(args)
 
     def peek(self) -> str:

@@ -13,6 +13,7 @@ from normact.spaces import (
     EVONORM_MOMENTS,
     EVONORM_POINTWISE,
     OPS,
+    ActBenchSpace,
     ChannelAffine,
     Constraints,
     GraphLayer,
@@ -47,10 +48,12 @@ def spaces():
         "limited": GraphSpace(EVONORM, constraints=LIMITS),
         "causal": GraphSpace((*EVONORM, "channel_std", "channel_mean"), layouts=("NLC",), causal=True),
         "one node": GraphSpace(("relu", "silu"), nodes=1, inputs=("x", "zero")),
+        "act_bench": ActBenchSpace(norm=BATCH_NORM),
     }
 
 
-NAMES = ("evonorm_b", "evonorm_s", "pointwise", "limited", "causal", "one node")
+WIRED_AT_WILL = ("evonorm_b", "evonorm_s", "pointwise", "limited", "causal", "one node")
+NAMES = (*WIRED_AT_WILL, "act_bench")
 
 
 def check_of_the_space(space, graph):
@@ -203,7 +206,7 @@ def parameters_of(graph, inputs):
     return parameters
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WIRED_AT_WILL)
 @given(seed=SEEDS)
 def test_an_optuna_trial_can_give_every_graph(spaces, name, seed):
     space = spaces[name]
