@@ -8,19 +8,21 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
 from ray import cloudpickle
 
-from normact.launch.ray_seats import Group, Seat, Task, cause, groups
+from normact.launch.ray_seats import IDLE, Alarms, Group, Load, Seat, Task, cause, groups
 from normact.launch.ray_session import amounts, close_ray, open_ray, there_is
 from normact.launch.ray_worker import Worker, job_text, shortened
 from normact.search.pool import Evaluate, Failed, Job, JobKind, Lost, Pool, Report, TimedOut, checked
 from normact.spaces.errors import InputError
 
 PREFETCH_BELOW = 0.5  # seconds: behind a longer job the next one would wait while other workers idle
-START_DEATHS = 3  # workers of a group in a row that may die while they start
+START_DEATHS = 3  # workers of a group in a row that may die while they start; or as many as the group has
 
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -41,6 +43,10 @@ class RayPool(Pool):
     A few jobs queue on a worker behind a short one, so that it never waits for the driver. Should that one turn
     out long, idle workers get them instead.
 
+    Where the cluster has room for some of the workers alone, those work, and the others start when nodes come.
+    Answers arrive through a queue that Ray's own thread fills, as a `ray.wait` takes time in proportion to what
+    it waits for; so what a job costs the driver does not depend on the number of workers.
+
     With `gpus_per_worker` there are two groups of workers: for `train` with a share of a GPU each, for
     `screen` without. Otherwise one group serves both.
 
@@ -52,6 +58,9 @@ class RayPool(Pool):
         gpus_per_worker: share of a GPU that a worker holds that trains.
         cpus_per_worker: CPUs that each worker holds.
         screen_workers: with GPUs, how many workers screen; None for as many as train.
+        memory_gib: GiB of its own that a worker without a share of a GPU may have, the evaluator included; None
+            for no limit. A candidate that wants more fails with torch's or Python's own error (see `Worker`).
+        memory_gib_with_gpu: the same for workers with a share of a GPU, as CUDA maps much that it never fills.
         prefetch: jobs that may queue on a worker behind a short one.
         module_paths: folders that workers import from first, such as where a person's own module lies.
         runtime_env: of Ray, for the workers; its `env_vars` go before ours.
@@ -70,24 +79,32 @@ class RayPool(Pool):
         gpus_per_worker: float = 0.0,
         cpus_per_worker: float = 1,
         screen_workers: int | None = None,
+        memory_gib: float | None = None,
+        memory_gib_with_gpu: float | None = None,
         prefetch: int = 1,
         module_paths: Sequence[str] = (),
         runtime_env: Mapping[str, Any] | None = None,
         namespace: str | None = None,
         start_seconds: float = 120.0,
     ) -> None:
-        self._groups = groups(workers, screen_workers, gpus_per_worker, cpus_per_worker)
+        memory = memory_gib, memory_gib_with_gpu
+        self._groups = groups(workers, screen_workers, gpus_per_worker, cpus_per_worker, *memory)
+        self._group_of = {kind: group for group in self._groups for kind in group.kinds}
         self._make = cloudpickle.dumps(make_evaluate)
         self._module_paths = [os.path.abspath(path) for path in module_paths]
         self._environment = _environment(runtime_env or {})
         self._prefetch = prefetch
         self._start_seconds = start_seconds
         self._reports: deque[Report] = deque()
-        self._awaited: dict[ray.ObjectRef, Seat] = {}
+        self._tasks: dict[int, Task] = {}
+        self._inbox: SimpleQueue[tuple[Seat, int, Future[str]]] = SimpleQueue()
+        self._awaited: set[Seat] = set()
+        self._alarms = Alarms()
         self._seconds: dict[JobKind, float] = {}
         self._closed = False
         needs = {name: sum(group.needs[name] for group in self._groups) for name in ("CPU", "GPU")}
         self._opened = open_ray(address, needs, namespace)
+        self._actor = ray.remote(Worker)
         try:
             self._start_all()
         except BaseException:
@@ -96,14 +113,14 @@ class RayPool(Pool):
 
     @property
     def capacity(self) -> Mapping[JobKind, int]:
-        return {kind: group.size for group in self._groups for kind in group.kinds}
+        return {kind: group.size for kind, group in self._group_of.items()}
 
     def free(self, kind: JobKind) -> int:
         """How many more jobs of the kind would start at once, or be prefetched."""
-        group = self._group(kind)
+        group = self._group_of[kind]
         if_idle = 1 + (self._prefetch if self._is_short(kind) else 0)
-        room = sum(self._room(seat) if seat.tasks else if_idle for seat in group.seats if seat.up)
-        return max(0, room - len(group.queue))
+        room = sum(len(seats) * (self._room(load) if load.jobs else if_idle) for load, seats in group.loads.items())
+        return max(0, room - group.waiting)
 
     def submit(self, job: Job) -> None:
         """Queue a job. Starts at once where a worker is free.
@@ -114,7 +131,7 @@ class RayPool(Pool):
         """
         if self._closed:
             raise RuntimeError("the pool is closed")
-        self._group(job.kind).queue.append(Task(job, job_text(job)))
+        self._queue(self._group_of[job.kind], Task(job, job_text(job)))
         self._dispatch()
 
     def next(self, timeout: float) -> Report | None:
@@ -128,28 +145,30 @@ class RayPool(Pool):
         end = time.monotonic() + timeout
         while not self._reports and self._awaited:
             unemployed = self._collect(min(end, self._next_deadline()) - time.monotonic())
-            self._expire(time.monotonic())
-            self._take_back(time.monotonic())
+            self._look_at_clocks(time.monotonic())
+            self._take_back()
             self._dispatch()
             if unemployed or time.monotonic() >= end:
                 break
         return self._reports.popleft() if self._reports else None
 
     def cancel(self, job_id: int) -> None:
-        self._reports = deque(report for report in self._reports if report.job.id != job_id)
-        for group in self._groups:
-            group.queue = deque(task for task in group.queue if task.job.id != job_id)
-            for task in (task for seat in group.seats for task in seat.tasks if task.job.id == job_id):
-                task.cancelled = True
+        task = self._tasks.pop(job_id, None)
+        if task is None:
+            self._reports = deque(report for report in self._reports if report.job.id != job_id)
+        else:
+            self._group_of[task.job.kind].cancel(task)
 
     def close(self) -> None:
         self._closed = True
         self._reports.clear()
+        self._tasks.clear()
         self._awaited.clear()
         for group in self._groups:
-            group.queue.clear()
-            while group.seats:
-                group.seats.pop().kill()
+            group.clear()
+            for seat in list(group.seats):
+                group.leave(seat, time.monotonic())
+                seat.kill()
         if self._opened:
             self._opened = False
             close_ray()
@@ -158,42 +177,40 @@ class RayPool(Pool):
 
     def _start_all(self) -> None:
         for group in self._groups:
+            group.none_since = time.monotonic()
             for _ in range(group.size):
                 self._start_one(group)
-        while not all(group.is_up for group in self._groups):
+        while not all(group.loads for group in self._groups):
             self._collect(self._next_deadline() - time.monotonic())
-            self._expire(time.monotonic())
+            self._look_at_clocks(time.monotonic())
 
     def _start_one(self, group: Group) -> None:
-        actor = ray.remote(Worker).options(
+        actor = self._actor.options(
             num_cpus=group.cpus,
             num_gpus=group.gpus,
             max_restarts=0,
             max_task_retries=0,
             runtime_env=self._environment,
         )
-        seat = Seat(group, actor.remote(self._module_paths), time.monotonic())
-        group.seats.append(seat)
-        self._awaited[seat.actor.start.remote(self._make)] = seat
+        seat = Seat(group, actor.remote(self._module_paths, group.memory), time.monotonic())
+        group.starting[seat] = None
+        self._await(seat, seat.actor.start.remote(self._make))
 
     def _replace(self, seat: Seat) -> None:
-        self._awaited = {ref: other for ref, other in self._awaited.items() if other is not seat}
-        seat.group.seats.remove(seat)
+        self._awaited.discard(seat)
+        seat.group.leave(seat, time.monotonic())
         seat.kill()
         self._start_one(seat.group)
 
     def _came_up(self, seat: Seat, answer: dict[str, Any]) -> None:
         if "error" in answer:
             raise InputError(f"a worker cannot start: {shortened(str(answer['error']))}")
-        seat.up = True
-        seat.group.deaths = 0
+        seat.group.came_up(seat)
 
     def _died(self, seat: Seat, problem: Exception) -> None:
         reason = cause(problem)
         if not seat.up:
-            seat.group.deaths += 1
-            if seat.group.deaths >= START_DEATHS:
-                raise InputError(f"{START_DEATHS} workers in a row died while they started; {reason}") from problem
+            self._died_early(seat.group, reason)
         for task in seat.tasks:
             task.deaths += 1
         if len(seat.tasks) == 1:
@@ -202,88 +219,117 @@ class RayPool(Pool):
         seat.group.put_back(seat.tasks)
         self._replace(seat)
 
-    # -- handing out -----------------------------------------------------------------------------------------
+    def _died_early(self, group: Group, reason: str) -> None:
+        """A node that goes takes all with it that start there: so many may die at once."""
+        group.deaths += 1
+        if group.deaths >= max(START_DEATHS, group.size):
+            raise InputError(f"{group.deaths} workers in a row died while they started; {reason}")
 
-    def _group(self, kind: JobKind) -> Group:
-        return next(group for group in self._groups if kind in group.kinds)
+    # -- handing out -----------------------------------------------------------------------------------------
 
     def _is_short(self, kind: JobKind) -> bool:
         return self._seconds.get(kind, math.inf) < PREFETCH_BELOW
 
-    def _room(self, seat: Seat) -> int:
+    def _room(self, load: Load) -> int:
         """How many more jobs a worker takes."""
-        if not seat.up:
-            return 0
-        if not seat.tasks:
+        if not load.jobs:
             return 1
-        if any(task.deaths or not self._is_short(task.job.kind) for task in seat.tasks):
+        if load.risky or not all(self._is_short(kind) for kind in load.kinds):
             return 0
-        return max(0, 1 + self._prefetch - len(seat.tasks))
+        return max(0, 1 + self._prefetch - load.jobs)
+
+    def _queue(self, group: Group, task: Task) -> None:
+        self._tasks[task.job.id] = task
+        group.put([task])
 
     def _dispatch(self) -> None:
         for group in self._groups:
-            while group.queue and (seat := self._seat_for(group.queue[0], group)):
-                self._send(seat, group.queue.popleft())
+            while (task := group.first()) and (seat := self._seat_for(task, group)):
+                self._send(seat, group.take_first())
 
     def _seat_for(self, task: Task, group: Group) -> Seat | None:
         """Who takes the task now: the one with the least in hand, or if the task may kill, with nothing."""
-        open_to_it = [seat for seat in group.seats if self._room(seat) and not (task.deaths and seat.tasks)]
-        return min(open_to_it, key=lambda seat: len(seat.tasks), default=None)
+        open_to_it = [load for load in group.loads if self._room(load) and not (task.deaths and load.jobs)]
+        if not open_to_it:
+            return None
+        return next(reversed(group.loads[min(open_to_it, key=lambda load: load.jobs)]))
 
     def _send(self, seat: Seat, task: Task) -> None:
         task.answer = seat.actor.run.remote(task.text)
         seat.tasks.append(task)
+        seat.group.look_at(seat)
         if len(seat.tasks) == 1:
-            self._await_first(seat)
+            self._turn(seat)
+        elif len(seat.tasks) == 2:
+            self._alarms.set(seat, seat.since + PREFETCH_BELOW)
 
-    def _take_back(self, now: float) -> None:
+    def _turn(self, seat: Seat) -> None:
+        """Another job is the first of a worker's."""
+        seat.turn += 1
+        seat.group.late.pop(seat, None)
+        if not seat.tasks:
+            return
+        seat.since = time.monotonic()
+        self._await(seat, seat.tasks[0].answer)
+        if seat.deadline < math.inf:
+            self._alarms.set(seat, seat.deadline)
+        if len(seat.tasks) > 1:
+            self._alarms.set(seat, seat.since + PREFETCH_BELOW)
+
+    def _take_back(self) -> None:
         """Where workers are idle, give them what waits behind jobs that turned out long.
 
         There it runs in vain, later, for nobody can take it from the worker's hands; its outcome is the same.
         """
         for group in self._groups:
-            if group.queue or not any(seat.up and not seat.tasks for seat in group.seats):
-                continue
-            for seat in group.seats:
-                if now - seat.since >= PREFETCH_BELOW:
-                    group.queue.extend(seat.give_up_waiting())
-
-    def _await_first(self, seat: Seat) -> None:
-        if seat.tasks:
-            seat.since = time.monotonic()
-            self._awaited[seat.tasks[0].answer] = seat
+            if group.late and IDLE in group.loads and not group.waiting:
+                late, group.late = group.late, {}
+                for task in (task for seat in late for task in seat.give_up_waiting()):
+                    self._queue(group, task)
 
     # -- taking in -------------------------------------------------------------------------------------------
 
+    def _await(self, seat: Seat, ref: ray.ObjectRef) -> None:
+        """Let Ray's thread put the answer into the inbox."""
+        self._awaited.add(seat)
+        inbox, turn = self._inbox, seat.turn
+        ref.future().add_done_callback(lambda answer: inbox.put((seat, turn, answer)))
+
     def _collect(self, patience: float) -> bool:
         """Take in the answers that are there, or wait for one. Whether a worker came up to an empty queue."""
-        refs = list(self._awaited)
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        if not ready and patience > 0:
-            ready, _ = ray.wait(refs, num_returns=1, timeout=None if patience == math.inf else patience)
         unemployed = False
-        for ref in ready:
-            seat = self._awaited.pop(ref)
-            unemployed = (not seat.up and not seat.group.queue) or unemployed
-            self._take(seat, ref)
+        for count in range(max(1, self._inbox.qsize())):
+            wait = patience if not count else 0.0
+            try:
+                answer = self._inbox.get(timeout=None if wait == math.inf else max(0.0, wait))
+            except Empty:
+                break
+            unemployed = self._take(*answer) or unemployed
         return unemployed
 
-    def _take(self, seat: Seat, ref: ray.ObjectRef) -> None:
+    def _take(self, seat: Seat, turn: int, future: Future[str]) -> bool:
+        """Take in an answer, unless it is void. Whether it is that of a worker that came up to an empty queue."""
+        if seat.turn != turn:
+            return False
+        self._awaited.discard(seat)
+        starts = not seat.up
         try:
-            answer = json.loads(ray.get(ref))
+            answer = json.loads(future.result())
         except ray.exceptions.RayError as problem:
             self._died(seat, problem)
-            return
-        if seat.up:
-            self._judged(seat, answer)
-        else:
+            return False
+        if starts:
             self._came_up(seat, answer)
+        else:
+            self._judged(seat, answer)
+        return starts and not seat.group.waiting
 
     def _judged(self, seat: Seat, answer: dict[str, Any]) -> None:
         task = seat.tasks.popleft()
         seconds, kind = time.monotonic() - seat.since, task.job.kind
         self._seconds[kind] = 0.8 * self._seconds.get(kind, seconds) + 0.2 * seconds
-        self._await_first(seat)
+        seat.group.look_at(seat)
+        self._turn(seat)
         if "error" in answer:
             self._report(task, Failed(task.job, shortened(str(answer["error"]))))
         else:
@@ -291,25 +337,30 @@ class RayPool(Pool):
 
     def _report(self, task: Task, report: Report) -> None:
         if not task.cancelled:
+            del self._tasks[task.job.id]
             self._reports.append(report)
 
-    def _next_deadline(self) -> float:
-        jobs = (seat.deadline for group in self._groups for seat in group.seats)
-        now = time.monotonic()
-        late = (seat.since + PREFETCH_BELOW for group in self._groups for seat in group.seats if len(seat.tasks) > 1)
-        starts = (group.oldest_start + self._start_seconds for group in self._groups)
-        return min([*jobs, *starts, *(moment for moment in late if moment > now)])
+    # -- clocks ----------------------------------------------------------------------------------------------
 
-    def _expire(self, now: float) -> None:
-        """End what is past its time."""
-        for seat in [seat for group in self._groups for seat in group.seats if seat.deadline <= now]:
-            task = seat.tasks.popleft()
-            self._report(task, TimedOut(task.job, now - seat.since))
-            seat.group.put_back(seat.tasks)
-            self._replace(seat)
+    def _next_deadline(self) -> float:
+        return min(self._alarms.next, *(group.none_since + self._start_seconds for group in self._groups))
+
+    def _look_at_clocks(self, now: float) -> None:
+        """End what is past its time, and note who has jobs behind one that turned out long."""
+        for seat in self._alarms.due(now):
+            if seat.deadline <= now:
+                self._expire(seat, now)
+            elif len(seat.tasks) > 1 and now - seat.since >= PREFETCH_BELOW:
+                seat.group.late[seat] = None
         for group in self._groups:
-            if group.oldest_start + self._start_seconds <= now:
+            if group.none_since + self._start_seconds <= now:
                 raise InputError(_none_up(group, self._start_seconds))
+
+    def _expire(self, seat: Seat, now: float) -> None:
+        task = seat.tasks.popleft()
+        self._report(task, TimedOut(task.job, now - seat.since))
+        seat.group.put_back(seat.tasks)
+        self._replace(seat)
 
 
 def _environment(asked: Mapping[str, Any]) -> dict[str, Any]:
