@@ -111,10 +111,16 @@ def skills_by_anchor(objective: Objective, outcome: Outcome) -> Mapping[str, flo
 
 
 def pareto_front(members: Sequence[Member]) -> list[Member]:
-    """The members that no other one is at least as good as on every anchor and better on one."""
+    """The members that no other one is at least as good as on every anchor and better on one, in their order.
 
-    def dominates(a: Member, b: Member) -> bool:
-        pairs = list(zip(a.skills, b.skills, strict=True))
-        return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
-
-    return [m for m in members if not any(dominates(other, m) for other in members)]
+    Raises:
+        ValueError: some have more skills than others.
+    """
+    skills = np.array([member.skills for member in members], dtype=float)
+    shape = (len(members), len(members))
+    as_good, better = np.ones(shape, bool), np.zeros(shape, bool)  # [other, member]
+    for values in skills.T:
+        as_good &= values[:, None] >= values
+        better |= values[:, None] > values
+    dominated = (as_good & better).any(0)
+    return [member for member, out in zip(members, dominated, strict=True) if not out]

@@ -2,7 +2,10 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from normact.search.controllers import Evolution, RandomSearch, pareto_front
 from normact.search.controllers.evolution import Member
@@ -37,6 +40,60 @@ def member(number, *skills):
 def test_pareto_front_by_hand():
     members = [member(0, 0.9, 0.1), member(1, 0.5, 0.5), member(2, 0.1, 0.9), member(3, 0.4, 0.4), member(4, 0.9, 0.1)]
     assert {m.number for m in pareto_front(members)} == {0, 1, 2, 4}
+
+
+def front_by_definition(members):
+    """One by one, as the definition says it."""
+
+    def dominates(a, b):
+        pairs = list(zip(a.skills, b.skills, strict=True))
+        return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+    return [m for m in members if not any(dominates(other, m) for other in members)]
+
+
+SKILL = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0, float("nan"), float("inf"), -float("inf")])
+
+
+@pytest.mark.parametrize("anchors", [0, 1, 2, 3, 4])
+@given(data=st.data())
+def test_pareto_front_is_that_of_the_definition_in_the_same_order(anchors, data):
+    skills = data.draw(st.lists(st.lists(SKILL, min_size=anchors, max_size=anchors), max_size=30))
+    members = [member(number, *values) for number, values in enumerate(skills)]
+    assert pareto_front(members) == front_by_definition(members)
+
+
+def test_a_pareto_front_over_a_papers_tournament_is_that_of_the_definition():
+    generator = np.random.default_rng(0)
+    for anchors in (1, 2, 3):
+        members = [member(k, *generator.normal(size=anchors).round(2)) for k in range(125)]
+        assert pareto_front(members) == front_by_definition(members)
+
+
+def test_members_with_other_numbers_of_anchors_have_no_front():
+    with pytest.raises(ValueError):
+        pareto_front([member(0, 0.5), member(1, 0.5, 0.5)])
+
+
+@pytest.mark.parametrize("winner", ["pareto", "mean"])
+def test_a_tournaments_winner_is_drawn_as_documented(winner):
+    """Entrants by `choice` without replacement, then one of their front by `integers`: one seed, one winner."""
+    controller = Evolution(SPACES["toy"], LOSS, 0, warmup=1, fresh=0.0, winner=winner)
+    generator = np.random.default_rng(1)
+    for number in range(300):
+        controller.ask()
+        told(controller, number, *generator.random(2).round(1))
+    members = list(controller.window)
+    for number in range(300, 340):
+        rng = np.random.default_rng(np.random.SeedSequence([0, number]))
+        rng.random()
+        entrants = [members[int(i)] for i in rng.choice(300, size=15, replace=False)]
+        if winner == "mean":
+            expected = max(entrants, key=lambda m: (sum(m.skills), -m.number))
+        else:
+            front = front_by_definition(entrants)
+            expected = front[int(rng.integers(len(front)))]
+        assert controller.ask().parents == (expected.number,)
 
 
 def told(controller, number, a, b, device="cpu"):
