@@ -16,7 +16,9 @@ from normact.launch.ray_pool import RayPool
 from normact.launch.ray_session import close_ray, open_ray
 from normact.search.pool import Done, Failed
 from normact.spaces.errors import InputError
+from tests.benchmarks.pool import seconds_per_job
 from tests.conformance.pool import WAIT, KillSuite, PoolSuite, job, kinds, make_evaluate, reports, warm_up
+from tests.fake_ray import fake_ray
 
 CPUS = 4
 
@@ -102,6 +104,32 @@ def test_a_job_that_is_not_plain_data_is_refused(make_pool):
     pool.close()
     with pytest.raises(RuntimeError):
         pool.submit(job(2))
+
+
+def test_a_jobs_cost_does_not_grow_with_the_number_of_workers():
+    """A pool's own time, without Ray; one that looks at every worker for each job takes a hundred times as long."""
+    few, many = (min(seconds_per_job(workers, jobs=500) for _ in range(3)) for workers in (20, 2000))
+    assert many < 8 * few
+
+
+def test_thousands_of_busy_workers_each_get_and_report_their_job():
+    with fake_ray() as fake:
+        pool = RayPool(make_evaluate, workers=3000)
+        for n in range(3500):
+            pool.submit(job(n, limit=WAIT))
+            pool.next(0.0)
+        assert len(fake.pending) == 3000
+        assert pool.free("train") == 0
+        dropped = range(0, 3500, 7)  # some of them in hand, some in line
+        for n in dropped:
+            pool.cancel(1000 + n)
+        found = []
+        while fake.pending:
+            fake.answer_one()
+            while report := pool.next(0.0):
+                found.append(report.job.id)
+        assert sorted(found) == [1000 + n for n in range(3500) if n not in dropped]
+        assert pool.free("train") >= 3000
 
 
 def in_worker(look):
