@@ -298,14 +298,14 @@ class RayPool(Pool):
     def _collect(self, patience: float) -> bool:
         """Take in the answers that are there, or wait for one. Whether a worker came up to an empty queue."""
         unemployed = False
-        for count in range(max(1, self._inbox.qsize())):
-            wait = patience if not count else 0.0
+        wait = None if patience == math.inf else max(0.0, patience)
+        while True:  # it ends, as nothing is handed out meanwhile
             try:
-                answer = self._inbox.get(timeout=None if wait == math.inf else max(0.0, wait))
+                answer = self._inbox.get(timeout=wait)
             except Empty:
-                break
+                return unemployed
             unemployed = self._take(*answer) or unemployed
-        return unemployed
+            wait = 0.0
 
     def _take(self, seat: Seat, turn: int, future: Future[str]) -> bool:
         """Take in an answer, unless it is void. Whether it is that of a worker that came up to an empty queue."""
