@@ -97,7 +97,8 @@ class SignalPropagation(ScreenGate):
 
     A stack of `depth` random maps (orthogonal over channels), each followed by the layer. Measured after it:
     the output's size (root mean square), the share of its variance that is between samples (1 for inputs that
-    stay distinct, 0 where all samples become one), and the ratio of the input gradient's norm to the output's.
+    stay distinct, 0 where all samples become one), and the ratio of the input gradient's norm to the output's; the
+    figures are named by layout, as in `NCHW.size`.
 
     Args:
         depth: layers in the stack.
@@ -127,8 +128,9 @@ class SignalPropagation(ScreenGate):
         for site in ctx.space.probe_sites():
             if site.kind not in ("norm_act", "act"):
                 continue
-            figures = self._propagate(ctx, site)
-            if reason := self._reason(figures):
+            found = self._propagate(ctx, site)
+            figures.update({f"{site.layout}.{name}": value for name, value in found.items()})
+            if reason := self._reason(found):
                 return self.rejection(f"{reason} after {self.depth} layers at {site.layout}", **figures)
         return Pass(figures)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from normact.search.gates.base import Pass, TrainContext, TrainGate, Verdict
-from normact.search.training import loss_of, shuffled_batches
+from normact.search.training import Training, loss_of, shuffled_batches
 from normact.spaces.errors import InputError
 
 
@@ -57,27 +58,36 @@ class Stability(TrainGate):
     def check(self, ctx: TrainContext) -> Verdict:
         if self.anchors and ctx.anchor not in self.anchors:
             return Pass()
-        model = copy.deepcopy(ctx.training.model).train()
-        examples = ctx.training.examples
+        norm = 0.0
+        for step, norm in enumerate(self.norms(ctx.training)):
+            if not math.isfinite(norm) or norm > self.limit:
+                reason = f"gradient norm {norm:.3g} after {step} ascent steps on {ctx.anchor}"
+                return self.rejection(reason, norm=norm, ascent_steps=float(step))
+        return Pass({"norm": norm})
+
+    def norms(self, training: Training) -> Iterator[float]:
+        """The gradient norm before the first ascent step and after each; the training stays as it is.
+
+        It ends early where the norm is not finite or does not depend on the weights; a second derivative that is not
+        finite counts as a norm of infinity.
+        """
+        model = copy.deepcopy(training.model).train()
+        examples = training.examples
         picks = next(shuffled_batches(len(examples), self.batch_size, seed=0))
         x, y = examples.x[picks], examples.y[picks]
         weights = [p for p in model.parameters() if p.requires_grad]
-        norm = 0.0
         for step in range(self.ascent_steps + 1):
-            norm, ascent = _gradient_norm(model, weights, loss_of(ctx.training.loss, model(x), y))
-            figures = {"norm": norm, "ascent_steps": float(step)}
-            if not math.isfinite(norm) or norm > self.limit:
-                return self.rejection(f"gradient norm {norm:.3g} after {step} ascent steps on {ctx.anchor}", **figures)
+            norm, ascent = _gradient_norm(model, weights, loss_of(training.loss, model(x), y))
+            yield norm
             length = math.sqrt(sum(float(a.square().sum()) for a in ascent if a is not None))
             if not math.isfinite(length):
-                return self.rejection(f"non-finite second derivative on {ctx.anchor}", **figures)
-            if length == 0 or step == self.ascent_steps:
-                break
+                yield math.inf
+            if length == 0 or not math.isfinite(length) or step == self.ascent_steps:
+                return
             with torch.no_grad():
                 for weight, a in zip(weights, ascent, strict=True):
                     if a is not None:
                         weight.add_(a, alpha=self.lr / length)
-        return Pass({"norm": norm})
 
 
 def _gradient_norm(

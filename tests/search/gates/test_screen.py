@@ -5,7 +5,18 @@ import pytest
 import torch
 from torch import nn
 
-from normact.search.gates import Duplicate, Pass, Probe, ScreenContext, SignalPropagation, Structure
+from normact.launch.config import compose_config, gates_of, space_of
+from normact.search.gates import (
+    Causality,
+    Duplicate,
+    Linearity,
+    Pass,
+    Probe,
+    ScreenContext,
+    ScreenGate,
+    SignalPropagation,
+    Structure,
+)
 from normact.search.outcome import Rejection
 from normact.spaces import CATALOGUE, GraphSpace, InputError, LayerOptions, parse
 from normact.spaces.fingerprint import probe_batch
@@ -82,7 +93,7 @@ def test_probe_kills(name):
 
 @pytest.mark.parametrize("function", [torch.relu, torch.tanh, lambda x: x, lambda x: 1e-3 * x, lambda x: x + 100])
 def test_probe_passes_what_depends_on_its_input(function):
-    """A layer without a nonlinearity passes too: whether that is any good is for training to say."""
+    """A layer without a nonlinearity passes too: that is looked for by another gate."""
     assert verdict(Probe(), pointwise(function)) == Pass()
 
 
@@ -125,9 +136,9 @@ def test_figures_of_a_scaling_are_its_powers(factor, depth):
     found = SignalPropagation(depth).check(ScreenContext(space, "it", 0))
     x, _ = probe_batch(space.probe_sites()[0], 0)
     assert isinstance(found, Pass)
-    assert found.figures["gradient"] == pytest.approx(factor**depth, rel=1e-4)
-    assert found.figures["size"] == pytest.approx(factor**depth * float(x.square().mean().sqrt()), rel=1e-4)
-    assert found.figures["distinct"] > 0.5
+    assert found.figures["NCHW.gradient"] == pytest.approx(factor**depth, rel=1e-4)
+    assert found.figures["NCHW.size"] == pytest.approx(factor**depth * float(x.square().mean().sqrt()), rel=1e-4)
+    assert found.figures["NCHW.distinct"] > 0.5
 
 
 @pytest.mark.parametrize(
@@ -145,13 +156,22 @@ def test_propagation_kills(function, reason):
     found = verdict(SignalPropagation(), pointwise(function), ("NCHW",))
     assert isinstance(found, Rejection) and found.gate == "propagation"
     assert reason in found.reason and found.reason.endswith("after 8 layers at NCHW")
-    assert set(found.figures) == {"size", "distinct", "gradient"}
+    assert set(found.figures) == {"NCHW.size", "NCHW.distinct", "NCHW.gradient"}
+
+
+def test_figures_of_every_layout_are_kept_up_to_the_one_that_fails():
+    def grows_for_tokens(x):
+        return x * (9 if x.dim() == 3 else 1)
+
+    found = verdict(SignalPropagation(), pointwise(grows_for_tokens), ("NCHW", "NLC", "NC"))
+    assert {name.split(".")[0] for name in found.figures} == {"NCHW", "NLC"}
+    assert found.figures["NLC.gradient"] == pytest.approx(9**8 * found.figures["NCHW.gradient"], rel=1e-3)
 
 
 def test_samples_that_become_one_share_nothing_between_them():
     maker = pointwise(lambda x: x.mean(0, keepdim=True).expand_as(x) + 0 * x)
     found = verdict(SignalPropagation(depth=2), maker, ("NCHW",))
-    assert found.figures["distinct"] == pytest.approx(0, abs=1e-9)
+    assert found.figures["NCHW.distinct"] == pytest.approx(0, abs=1e-9)
 
 
 def test_limits_are_the_ones_given():
@@ -167,10 +187,28 @@ def test_limits_are_the_ones_given():
 # -- all of them -----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", params=["evonorm_b", "evonorm_s", "pointwise"])
+def preset(request):
+    config = compose_config([f"space={request.param}"])
+    return space_of(config), [gate for gate in gates_of(config) if isinstance(gate, ScreenGate)]
+
+
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_known_layers_pass_all_screening(name):
-    space = GraphSpace(["add", "batch_mean"], nodes=3, options=LayerOptions(groups=4), layouts=LAYOUTS)
+def test_known_layers_pass_the_default_screening_in_every_preset(preset, name):
+    space, gates = preset
     ctx = ScreenContext(space, CATALOGUE[name].graph, 0)
-    for gate in (Structure(), Probe(), Duplicate(), SignalPropagation()):
+    for gate in gates:
         found = gate.check(ctx)
         assert isinstance(found, Pass), found
+    assert [gate.name for gate in gates] == ["structure", "probe", "linearity", "causality", "duplicate", "propagation"]
+
+
+@pytest.mark.parametrize("layouts", [("NLC",), ("NCHW", "NLC")])
+def test_known_layers_pass_all_screening_in_any_layout_that_has_their_moments(layouts):
+    space = GraphSpace(["add", "max"], nodes=3, options=LayerOptions(groups=4), layouts=layouts)
+    assert {"ln_gelu", "bn_relu", "gn_relu"} <= set(space.baselines())
+    for name, graph in space.baselines().items():
+        ctx = ScreenContext(space, graph, 0)
+        for gate in (Structure(), Probe(), Linearity(), Causality(), Duplicate(), SignalPropagation()):
+            found = gate.check(ctx)
+            assert isinstance(found, Pass), (name, found)

@@ -1,4 +1,6 @@
 import math
+from importlib.resources import files
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,11 +97,19 @@ class NoSecond(torch.autograd.Function):
         return gradient * (2 * x + torch.sqrt(x.detach() * 0 + (x - x)))
 
 
-def test_a_second_derivative_that_is_not_finite_is_a_reason():
+def test_a_second_derivative_that_is_not_finite_counts_as_a_norm_of_infinity():
+    whole = nn.Sequential(nn.Linear(1, 1, bias=False), Pointwise(NoSecond.apply))
+    norms = list(Stability(ascent_steps=9).norms(training_of(whole)))
+    assert len(norms) == 2 and 0 < norms[0] < math.inf and norms[1] == math.inf
+    found = Stability(limit=math.inf).check(context(training_of(whole)))
+    assert isinstance(found, Rejection) and found.reason == "gradient norm inf after 1 ascent steps on net"
+
+
+def test_norms_are_given_before_and_after_each_step():
     model = nn.Linear(1, 1, bias=False)
-    whole = nn.Sequential(model, Pointwise(NoSecond.apply))
-    found = Stability().check(context(training_of(whole)))
-    assert isinstance(found, Rejection) and "non-finite second derivative on net" in found.reason
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    assert list(Stability(ascent_steps=3, lr=0.25).norms(training_of(model))) == pytest.approx([2.0, 2.5, 3.0, 3.5])
 
 
 def started(make, at=0):
@@ -209,21 +219,24 @@ def test_quality_is_named_by_its_step_and_looks_there():
 
 
 @pytest.fixture(scope="module")
-def default():
-    config = compose_config(["data=digits"])
+def every_anchor():
+    names = sorted(path.stem for path in Path(str(files("normact.conf") / "anchor")).glob("*.yaml"))
+    config = compose_config(["data=digits", f"anchor=[{','.join(names)}]"])
     return SimpleNamespace(space=space_of(config), task=task_of(config), gates=gates_of(config))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_known_layers_pass_the_default_gates_on_the_default_anchors(default, name):
-    judge = Evaluator(default.space, default.task, default.gates)
-    candidate = default.space.to_json(CATALOGUE[name].graph)
+def test_known_layers_pass_the_default_gates_on_every_anchor(every_anchor, name):
+    judge = Evaluator(every_anchor.space, every_anchor.task, every_anchor.gates)
+    candidate = every_anchor.space.to_json(CATALOGUE[name].graph)
     for kind in ("screen", "train"):
         (outcome,) = judge(Job(0, kind, ((0, candidate),), seed=0))
         assert outcome.accepted, f"{outcome.gate}: {outcome.reason}"
-    assert outcome.steps == default.task.recipe.steps
-    assert set(outcome.final("validation_loss")) == set(default.task.anchors)
+    assert outcome.steps == every_anchor.task.recipe.steps
+    assert set(outcome.final("validation_loss")) == {
+        "preact_resnet", "deep_resnet", "inverted_residual", "token_mixer", "token_transformer",
+    }  # fmt: skip
 
 
 def test_a_task_whose_labels_say_nothing_fails_quality():
