@@ -62,6 +62,7 @@ def search(setting: Setting, config: Config) -> int:
 def resume(setting: Setting, folder: Path) -> int:
     """`normact resume`: go on with a run that was stopped or killed, under the same config and numbers."""
     with run_folder.open_ledger(folder, write=True) as ledger:
+        History(ledger).check()
         config = run_folder.trusted_config(folder, setting.allow)
         evaluator = checked_evaluator(setting, config)
         check_rerank(config, evaluator.space)
@@ -77,7 +78,7 @@ def _after(setting: Setting, config: Config, folder: Path, evaluator: Evaluator,
         setting.say(f"stopped; everything is recorded. Go on with: normact resume {folder}")
         return 130
     with run_folder.open_ledger(folder, write=True) as ledger:
-        if not ledger.meta("accepted", 0):
+        if not History(ledger).funnel.ended[ACCEPTED]:
             setting.say("Nothing passed every gate: search longer (budget.minutes), or loosen the gates.")
         elif config["rerank"]["finalists"]:
             return run_rerank(setting, config, folder, ledger, evaluator)
@@ -87,6 +88,7 @@ def _after(setting: Setting, config: Config, folder: Path, evaluator: Evaluator,
 def rerank(setting: Setting, folder: Path, changes: Config) -> int:
     """`normact rerank`: the finalists of a run against baselines, on fresh seeds; `changes` to the run's config."""
     with run_folder.open_ledger(folder, write=True) as ledger:
+        History(ledger).check()
         config = run_folder.trusted_config(folder, setting.allow)
         config["rerank"].update(changes)
         check_form(config)
@@ -131,21 +133,19 @@ def starts_of(config: Config, space: Space) -> list[Start]:
 
 
 def _best_of_run(folder: Path, config: Config, space: Space, count: int = 10) -> list[Start]:
-    with run_folder.open_ledger(folder) as ledger:
-        history = History(ledger)
     objective = task_of(config).objective()
-    accepted = [outcome for outcome in history.outcomes.values() if outcome.accepted]
-    measured = {score.objective for outcome in accepted for score in outcome.scores}
-    if not measured:
-        raise InputError(f"start_from run:{folder} has nothing to start from: nothing passed every gate there")
-    if objective.name not in measured:
-        raise InputError(
-            f"start_from run:{folder} cannot be ranked: it never measured {objective.name}, only "
-            f"{', '.join(sorted(measured))}; put one of those first in objective=[...]"
-        )
-    ranked = history.ranked(objective)
-    best = next(iter(ranked.values()), [])[:count]
-    return [Start(space.from_json(history.proposals[o.number].candidate), f"run:{folder}#{o.number}") for o in best]
+    with run_folder.open_ledger(folder) as ledger:
+        history, measured = History(ledger), ledger.measured()
+        if not measured:
+            raise InputError(f"start_from run:{folder} has nothing to start from: nothing passed every gate there")
+        if objective.name not in measured:
+            raise InputError(
+                f"start_from run:{folder} cannot be ranked: it never measured {objective.name}, only "
+                f"{', '.join(measured)}; put one of those first in objective=[...]"
+            )
+        best = next(iter(history.ranked(objective, count).values()))
+        numbers = [outcome.number for outcome in best]
+        return [Start(space.from_json(history.record(n).candidate), f"run:{folder}#{n}") for n in numbers]
 
 
 def _search(
@@ -171,7 +171,6 @@ def _search(
         finished = engine.run(on_progress)
     if engine.exhausted:
         setting.say("ended early: nothing but duplicates was proposed any more; widen the space")
-    ledger.set_meta("accepted", engine.funnel.ended[ACCEPTED])
     report.print_funnel(console, engine.funnel, gates, engine.seconds)
     report.print_top(console, report.top_rows(History(ledger), space, objective, known, 5), objective)
     setting.say(f"run folder: {folder}")
@@ -184,32 +183,38 @@ def export_command(setting: Setting, folder: Path, key: str, out: Path, name: st
     with run_folder.open_ledger(folder) as ledger:
         evaluator = search_evaluator(config)
         history = History(ledger)
-        number = find(history, evaluator.space, evaluator.task.objective(), key)
+        history.check()
+        number = find(history, evaluator.task.objective(), key)
         name = name or out.stem.lower()
         write_export(setting, folder, ledger, history, evaluator, number, name, out)
     return 0
 
 
 def show(setting: Setting, folder: Path, top: int, as_json: bool) -> int:
-    """`normact show`: the best layers, the funnel and the rerank of a run, also while it goes on."""
+    """`normact show`: the best layers, the funnel and the rerank of a run, also while it goes on.
+
+    It reads what it shows alone, so that a run of millions is shown at once; the other commands check all of it.
+    """
     config = run_folder.trusted_config(folder, setting.allow)
+    space, objective = space_of(config), task_of(config).objective()
+    gates = [gate.name for gate in gates_of(config)]
     with run_folder.open_ledger(folder) as ledger:
         history = History(ledger)
         known, standings = ledger.meta("known_fingerprints", {}), ledger.meta("standings", [])
         seconds, reads = float(ledger.meta("active_seconds", 0.0)), ledger.count("test_read")
-    space, objective = space_of(config), task_of(config).objective()
-    gates = [gate.name for gate in gates_of(config)]
-    rows = report.top_rows(history, space, objective, known, top)
+        rows, funnel = report.top_rows(history, space, objective, known, top), history.funnel
     if as_json:
-        funnel = [{"ended_at": n, "candidates": c, "left": left} for n, c, left in history.funnel.rows(gates)]
         data = {
             "run": folder.name,
-            "proposals": history.funnel.proposals,
-            "accepted": history.funnel.ended["accepted"],
-            "trained_past_step_10": history.funnel.trained,
+            "proposals": funnel.proposals,
+            "accepted": funnel.ended[ACCEPTED],
+            "trained_past_step_10": funnel.trained,
+            "same_key": funnel.same_key,
+            "fingerprinted": funnel.fingerprinted,
+            "same_fingerprint": funnel.same_fingerprint,
             "seconds": seconds,
-            "funnel": funnel,
-            "worker_seconds": dict(history.funnel.seconds),
+            "funnel": [{"ended_at": n, "candidates": c, "left": left} for n, c, left in funnel.rows(gates)],
+            "worker_seconds": dict(funnel.seconds),
             "objective": objective.name,
             "top": rows,
             "rerank": standings,
@@ -218,7 +223,7 @@ def show(setting: Setting, folder: Path, top: int, as_json: bool) -> int:
         report.print_json(setting.console, data)
         return 0
     report.print_top(setting.console, rows, objective)
-    report.print_funnel(setting.console, history.funnel, gates, seconds)
+    report.print_funnel(setting.console, funnel, gates, seconds)
     if standings:
         objective = rerank_task_of(config).objective(config["rerank"]["objective"])
         report.print_standings(setting.console, [report.standing_of(row) for row in standings], objective)

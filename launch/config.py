@@ -22,9 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from normact.launch.guard import one_line, theirs
 from normact.launch.schema import check_form
 from normact.search.anchors import Anchor, sites_of
+from normact.search.budget import Budget, Limits
 from normact.search.controllers import Controller, Start
 from normact.search.data import Data
-from normact.search.engine import Budget, Limits
 from normact.search.evaluate import Evaluator
 from normact.search.gates import Gate
 from normact.search.objective import Objective

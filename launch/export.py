@@ -13,17 +13,18 @@ from torch import nn
 
 from normact.launch.guard import theirs
 from normact.launch.setting import Setting
-from normact.search.engine import mean_skill
 from normact.search.evaluate import Evaluator
 from normact.search.history import History
 from normact.search.ledger import Ledger
 from normact.search.objective import Objective
+from normact.search.outcome import mean_skill
 from normact.spaces.errors import InputError
 from normact.spaces.fingerprint import probe_batch
 from normact.spaces.site import Site
 from normact.spaces.space import Space
 
 TOLERANCE = 1e-6
+MOST_MEANT = 100
 
 
 def export(space: Space, candidate: Any, name: str, path: Path, note: str) -> float:
@@ -94,28 +95,27 @@ def _response(module: nn.Module, site: Site, number: int) -> tuple[torch.Tensor,
     return y.detach(), gradient
 
 
-def find(history: History, space: Space, objective: Objective, key: str) -> int:
+def find(history: History, objective: Objective, key: str) -> int:
     """The number of the candidate that a person means: by key, `#number`, or the best for an empty key.
 
     Raises:
         InputError: there is none, the beginning of a key is that of several, or nothing was accepted yet.
     """
     if not key:
-        ranked = history.ranked(objective)
+        ranked = history.ranked(objective, 1)
         if not ranked:
             raise InputError("nothing in this run has passed every gate yet; search longer, or name a --candidate")
         return next(iter(ranked.values()))[0].number
-    found: dict[str, int] = {}  # the first number of each key: the same key is the same layer
-    for number, record in history.proposals.items():
-        found.setdefault(space.key(space.from_json(record.candidate)), number)
+    found = dict(history.ledger.with_key(key, most=MOST_MEANT))  # of each key its first number: the same layer
     if key in found:
         return found[key]
-    meant = {number: f"{full[:12]} (#{number})" for full, number in found.items() if full.startswith(key)}
-    if re.fullmatch(r"#?[0-9]+", key) and (number := int(key.lstrip("#"))) in history.proposals:
+    meant = {number: f"{full[:12]} (#{number})" for full, number in found.items()}
+    if re.fullmatch(r"#?[0-9]{1,18}", key) and history.ledger.event("proposed", number := int(key.lstrip("#"))):
         meant.setdefault(number, f"#{number}")
     if len(meant) > 1:
         several = ", ".join(list(meant.values())[:5])
-        raise InputError(f"{key!r} may be any of {len(meant)} candidates: {several}; give more of it, or #number")
+        count = f"{len(meant)}" if len(found) < MOST_MEANT else f"{MOST_MEANT} or more"
+        raise InputError(f"{key!r} may be any of {count} candidates: {several}; give more of it, or #number")
     for number in meant:
         return number
     raise InputError(f"no candidate {key!r} in this run; `normact show` lists keys and numbers")
@@ -124,7 +124,7 @@ def find(history: History, space: Space, objective: Objective, key: str) -> int:
 def note_of(history: History, number: int, objective: Objective, run: str, versions: dict[str, str]) -> str:
     """Scores, run and versions, for an exported file's docstring."""
     lines = [f"candidate: #{number} of run {run}, {history.origin(number)}"]
-    outcome = history.outcomes.get(number)
+    outcome = history.outcome(number)
     if outcome and outcome.accepted:
         values = ", ".join(f"{a} {v:.4f}" for a, v in outcome.final(objective.name).items())
         lines.append(f"search score: {objective.name} {values} (mean skill {mean_skill(objective, outcome):.4f}),")
@@ -145,7 +145,7 @@ def write_export(
 ) -> None:
     """Export one candidate and say where it is and how it was checked."""
     space = evaluator.space
-    candidate = space.from_json(history.proposals[number].candidate)
+    candidate = space.from_json(history.record(number).candidate)
     versions: dict[str, str] = ledger.meta("versions", {})
     note = note_of(history, number, evaluator.task.objective(), folder.name, versions)
     difference = export(space, candidate, name, path, note)

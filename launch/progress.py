@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from normact.search.engine import Budget, Progress
+from normact.search.budget import Budget
+from normact.search.engine import Progress
 from normact.search.funnel import UNFINISHED
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome

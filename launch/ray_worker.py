@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from normact.search.pool import Evaluate, Job
 from normact.spaces.errors import InputError
 
 REASON_LENGTH = 400
+_JOB_FIELDS = tuple(field.name for field in fields(Job))
 
 
 class Worker:
@@ -111,7 +112,7 @@ def job_text(job: Job) -> str:
     Raises:
         TypeError: a candidate or the snapshot is not JSON.
     """
-    return json.dumps(asdict(job))
+    return json.dumps({name: getattr(job, name) for name in _JOB_FIELDS})
 
 
 def _job(text: str) -> Job:

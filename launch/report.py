@@ -10,11 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from normact.search.engine import mean_skill
 from normact.search.funnel import Funnel
 from normact.search.history import History
 from normact.search.objective import Objective
-from normact.search.outcome import Outcome
+from normact.search.outcome import Outcome, mean_skill
 from normact.search.rerank import ENOUGH_SEEDS, Entrant, Standing
 from normact.spaces.errors import InputError
 from normact.spaces.graph import LayerGraph
@@ -29,7 +28,7 @@ def top_rows(
     names = {fingerprint: name for name, fingerprint in known.items()}
 
     def row(outcome: Outcome) -> dict[str, Any]:
-        candidate = space.from_json(history.proposals[outcome.number].candidate)
+        candidate = space.from_json(history.record(outcome.number).candidate)
         return {
             "number": outcome.number,
             "key": space.key(candidate),
@@ -41,7 +40,7 @@ def top_rows(
             "origin": history.origin(outcome.number),
         }
 
-    return {device: [row(o) for o in ranked[:count]] for device, ranked in history.ranked(objective).items()}
+    return {device: [row(o) for o in ranked] for device, ranked in history.ranked(objective, count).items()}
 
 
 def readable(space: Space, candidate: Any) -> str:
@@ -88,6 +87,15 @@ def print_funnel(console: Console, funnel: Funnel, gates: Sequence[str], seconds
         table.add_row(f"({name})", "", "", f"{funnel.seconds.get(name, 0.0):.1f}")
     console.print(table)
     _line(console, f"{funnel.trained} distinct functions were trained past step 10.")
+    _line(
+        console,
+        f"Duplicates: {_rate(funnel.same_key, funnel.proposals)} proposals by key, "
+        f"{_rate(funnel.same_fingerprint, funnel.fingerprinted)} fingerprinted by fingerprint.",
+    )
+
+
+def _rate(count: int, of: int) -> str:
+    return f"{count} of {of} ({count / max(of, 1):.0%})"
 
 
 def print_standings(console: Console, rows: Sequence[Standing], objective: Objective) -> None:

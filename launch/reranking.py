@@ -96,11 +96,12 @@ def entrants_of(config: Config, history: History, evaluator: Evaluator, known: d
     space, baselines = evaluator.space, evaluator.space.baselines()
     names = {fingerprint: name for name, fingerprint in known.items()}
     wanted = config["rerank"]["baselines"]
-    ranked = next(iter(history.ranked(evaluator.task.objective()).values()), [])
+    enough = config["rerank"]["finalists"] + len(names)  # a known layer is among the outcomes at most once
+    ranked = next(iter(history.ranked(evaluator.task.objective(), enough).values()), [])
     finalists = [o for o in ranked if names.get(o.fingerprint) not in wanted][: config["rerank"]["finalists"]]
     entrants = []
     for outcome in finalists:
-        data = history.proposals[outcome.number].candidate
+        data = history.record(outcome.number).candidate
         candidate = space.from_json(data)
         called = f" = {names[outcome.fingerprint]}" if outcome.fingerprint in names else ""
         text = report.readable(space, candidate)
@@ -116,7 +117,7 @@ def _export_winner(
 ) -> None:
     exports = folder / run_folder.EXPORTS
     exports.mkdir(exist_ok=True)
-    candidate = evaluator.space.from_json(history.proposals[number].candidate)
+    candidate = evaluator.space.from_json(history.record(number).candidate)
     name = f"layer_{evaluator.space.key(candidate)[:8]}"
     path = exports / f"{name}.py"
     if path.exists():

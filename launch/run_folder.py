@@ -17,7 +17,7 @@ from normact.launch.config import Config
 from normact.launch.guard import theirs
 from normact.launch.schema import check_form
 from normact.launch.trust import check_targets
-from normact.search.ledger import Event, Ledger
+from normact.search.ledger import Ledger
 from normact.spaces.errors import InputError
 from normact.spaces.fingerprint import fingerprint
 from normact.spaces.space import Space
@@ -61,59 +61,12 @@ def open_ledger(folder: Path, write: bool = False) -> Ledger:
     """The ledger of a run folder.
 
     Raises:
-        InputError: the folder is no run, another driver uses it, or its events are damaged or do not fit together.
+        InputError: the folder is no run, another driver uses it, or it is no ledger.
     """
     if not (folder / LEDGER).is_file():
         raise InputError(f"{folder} is no run folder: there is no {LEDGER} in it")
     durability: Any = read_config(folder).get("durability", "normal") if write else "normal"
-    ledger = Ledger(folder / LEDGER, write=write, durability=durability)
-    try:
-        _check_events(ledger)
-    except BaseException:
-        ledger.close()
-        raise
-    return ledger
-
-
-_FIELDS = {
-    "proposed": ("candidate", "key", "parents", "operator", "note"),
-    "finished": ("number",),
-    "reranked": ("setting", "candidate", "seed", "outcome"),
-}
-
-
-def _check_events(ledger: Ledger) -> None:
-    """Check that proposals count from 0, that none is finished before it was made, and that events have their fields.
-
-    What is in the fields is checked where it is read: an outcome by `Outcome.from_json`, a candidate by the space.
-    """
-    proposed = 0
-    for event in ledger.events("proposed", "finished", "reranked"):
-        missing = [name for name in _FIELDS[event.kind] if not isinstance(event.data, dict) or name not in event.data]
-        if missing:
-            raise _damaged(ledger, event, f"lacks {', '.join(missing)}")
-        if event.kind == "proposed":
-            if event.number != proposed:
-                raise _damaged(ledger, event, f"should be of number {proposed}")
-            if not _are_earlier(event.data["parents"], event.number):
-                raise _damaged(ledger, event, f"has the parents {str(event.data['parents'])[:40]}")
-            if event.data["operator"] == "start" and "origin" not in (event.data["note"] or {}):
-                raise _damaged(ledger, event, "lacks its origin")
-            proposed += 1
-        elif event.kind == "finished" and not 0 <= event.number < proposed:
-            raise _damaged(ledger, event, "was never proposed")
-        elif event.kind == "finished" and event.data["number"] != event.number:
-            raise _damaged(ledger, event, f"holds the outcome of {event.data['number']}")
-
-
-def _are_earlier(parents: Any, number: int) -> bool:
-    return isinstance(parents, list) and all(type(parent) is int and 0 <= parent < number for parent in parents)
-
-
-def _damaged(ledger: Ledger, event: Event, what: str) -> InputError:
-    return InputError(
-        f"{ledger.path} is damaged: event {event.kind!r} of {event.number} {what}; restore it from a copy"
-    )
+    return Ledger(folder / LEDGER, write=write, durability=durability)
 
 
 def read_config(folder: Path) -> Config:

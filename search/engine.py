@@ -2,70 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from normact.search.budget import Budget, Limits
+from normact.search.clock import Clock
 from normact.search.controllers.base import Controller
+from normact.search.duplicates import Duplicates
 from normact.search.funnel import Funnel
+from normact.search.history import History, Record
 from normact.search.ledger import Event, EventKind, Ledger
 from normact.search.objective import Objective
-from normact.search.outcome import Outcome, Proposal
+from normact.search.outcome import Outcome, Proposal, mean_skill
 from normact.search.pool import Done, Failed, Job, JobKind, Lost, Pool, Report, TimedOut
 from normact.spaces.errors import InputError
 from normact.spaces.space import Space
 
 REPORTS_AT_ONCE = 64
+HOLD_SECONDS = 0.2  # how long an event may wait for others, to be written with them
+WAIT_SECONDS = 0.5
 KILLS_ALLOWED = 2
 EXHAUSTED = 10_000
 FAILURES_ALLOWED = 3
-CLOCK_EVERY = 1.0
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When a search ends: whichever comes first.
-
-    Args:
-        proposals: all of them are judged; None for no limit.
-        minutes: of searching, earlier sessions of the run included; what is in flight then stays unfinished.
-
-    Raises:
-        InputError: neither is given, or one is not above zero.
-    """
-
-    proposals: int | None = None
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.proposals is None and self.minutes is None:
-            raise InputError("no budget: give budget.proposals, budget.minutes or both")
-        for name, value in (("proposals", self.proposals), ("minutes", self.minutes)):
-            if value is not None and not value > 0:
-                raise InputError(f"budget.{name} must be above zero, got {value}")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one candidate may take, and how work is cut into jobs.
-
-    Args:
-        screen_seconds: wall time of screening one candidate.
-        train_seconds: wall time of training one candidate.
-        job_seconds: how long a job should take; candidates are batched up to this by their measured cost.
-        batch: most candidates in a job.
-    """
-
-    screen_seconds: float = 20.0
-    train_seconds: float = 300.0
-    job_seconds: float = 0.2
-    batch: int = 64
-
-    def per_candidate(self, kind: JobKind) -> float:
-        """The wall time that one candidate may take in a job of that kind."""
-        return self.screen_seconds if kind == "screen" else self.train_seconds
 
 
 @dataclass(frozen=True)
@@ -83,11 +43,14 @@ class Engine:
     """Runs a search until its budget is spent.
 
     Keeps the pool busy: what passed screening is trained first, and just so much is proposed that workers never
-    wait. Everything that happens goes to the ledger, in order, one transaction per turn of the loop; so a killed
-    run is resumed by `replay` of its ledger, and what was in flight is judged again under the same number.
+    wait. Everything that happens goes to the ledger, in order, after at most 0.2 seconds and before the engine
+    waits for anything; so a killed run is resumed by `replay` of its ledger, and what was in flight is judged again
+    under the same number.
 
     A function that was judged, or is being judged, is never trained again: its key is looked up when it is
     proposed, its fingerprint when it was screened. The later one waits for the first and becomes `same_as` it.
+
+    In memory are the open proposals, and of the others their keys and fingerprints alone.
 
     Args:
         space: of the candidates.
@@ -98,6 +61,7 @@ class Engine:
         objective: decides which is the best so far.
         seed: of every job: candidates are compared under common random numbers.
         limits: per candidate and job.
+        clock: the time that it goes by.
     """
 
     def __init__(
@@ -110,6 +74,7 @@ class Engine:
         objective: Objective,
         seed: int = 0,
         limits: Limits | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.space = space
         self.controller = controller
@@ -119,15 +84,13 @@ class Engine:
         self.objective = objective
         self.seed = seed
         self.limits = limits or Limits()
-        self.outcomes: dict[int, Outcome] = {}
+        self.clock = clock or Clock()
         self.funnel = Funnel()
         self.best: Outcome | None = None
         self.best_skill = float("-inf")
-        self._proposals: dict[int, Proposal] = {}
+        self._open: dict[int, Proposal] = {}
         self._keys: dict[int, str] = {}
-        self._by_key: dict[str, int] = {}
-        self._by_fingerprint: dict[str, int] = {}
-        self._twins: defaultdict[int, list[int]] = defaultdict(list)
+        self._duplicates = Duplicates()
         self._screened: dict[int, Outcome] = {}
         self._waiting: dict[JobKind, deque[int]] = {"screen": deque(), "train": deque()}
         self._alone: dict[JobKind, deque[int]] = {"screen": deque(), "train": deque()}
@@ -138,43 +101,64 @@ class Engine:
         self._failed: list[Outcome] = []
         self._judged_any = False
         self._stopped = False
-        self._clocked = 0.0
         self._duplicates_in_a_row = 0
         self._events: list[Event] = []
+        self._held_since = self.clock.now()
         self._jobs = 0
         self._before = 0.0
-        self._started = time.monotonic()
+        self._started = self.clock.now()
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
     def replay(self) -> int:
         """Bring the controller and this engine to where the ledger ends. Returns how many are judged again."""
-        for event in self.ledger.events("proposed", "finished"):
-            if event.kind == "proposed":
-                proposal = self._proposal(event)
-                self.controller.replay(proposal)
-                self._note(proposal)
-                self._keys[proposal.number] = event.data["key"]
-            else:
-                self._take(Outcome.from_json(event.data))
+        history = History(self.ledger)
+        self.funnel = history.funnel
         self._before = float(self.ledger.meta("active_seconds", 0.0))
-        for number in self.outcomes:
-            self._by_key.setdefault(self._keys[number], number)
-        unfinished = [number for number in self._proposals if number not in self.outcomes]
-        for number in unfinished:
+        for number in self._recall():
+            self._open[number] = history.record(number).proposal(self.space)
+        if self.controller.history is None:
+            self._replay_controller(history)
+        else:
+            latest = history.latest_accepted(self.controller.history)
+            told = [(history.record(outcome.number).proposal(self.space), outcome) for outcome in latest]
+            self.controller.restore(self.funnel.proposals, list(self._open.values()), told)
+        if device := history.device:
+            best = self.ledger.ranked(self.objective.name, device, self.objective.direction == "maximize", 1)
+            for number in best:
+                self._note_best(history.outcome(number))
+        for number in self._open:
             self._admit(number)
-        return len(unfinished)
+        return len(self._open)
+
+    def _recall(self) -> list[int]:
+        """Learn keys and fingerprints of what is known. Returns the numbers of what is unfinished, in order."""
+        keys: dict[int, str] = {}
+        for kind, number, key, same_as in self.ledger.identities():
+            if kind == "proposed":
+                keys[number] = key or ""
+                continue
+            self._duplicates.belongs(keys.pop(number), number if same_as is None else same_as)
+            if key is not None and same_as is None:
+                self._duplicates.first_of_fingerprint(key, number)
+        self._keys = keys
+        return list(keys)
+
+    def _replay_controller(self, history: History) -> None:
+        for told in history.told():
+            if isinstance(told, Record):
+                self.controller.replay(told.proposal(self.space))
+            else:
+                self.controller.tell(told.number, told)
 
     def run(self, on_progress: Callable[[Progress], None] = lambda progress: None) -> bool:
         """Search until the budget is spent. False where Ctrl-C ended it; all that was learnt is recorded."""
-        self._started = time.monotonic()
+        self._started = self.clock.now()
         try:
             while not self._stopped and not self._out_of_time:
                 self._fill()
-                self._flush()
                 if self._has_work:
                     self._collect()
-                    self._flush()
                 elif self._failed:
                     self._settle_failures()
                 elif not self._may_propose:
@@ -185,7 +169,7 @@ class Engine:
         finally:
             for job_id in list(self._flying):
                 self.pool.cancel(job_id)
-            self._flush(last=True)
+            self._flush()
         on_progress(self.progress)
         return not self._stopped
 
@@ -206,39 +190,47 @@ class Engine:
     @property
     def seconds(self) -> float:
         """Seconds of searching, earlier sessions included."""
-        return self._before + time.monotonic() - self._started
+        return self._before + self.clock.now() - self._started
 
     @property
     def progress(self) -> Progress:
         """How far the search is."""
-        remaining = None if self.budget.minutes is None else max(0.0, self.budget.minutes * 60 - self.seconds)
-        return Progress(self.funnel, self.best, self.best_skill, self.seconds, remaining)
+        seconds = self.seconds
+        return Progress(self.funnel, self.best, self.best_skill, seconds, self.budget.remaining(seconds))
 
     def describe(self, number: int) -> str:
         """A proposal in one line."""
-        return self.space.describe(self._proposals[number].candidate)
+        proposal = self._open.get(number) or History(self.ledger).record(number).proposal(self.space)
+        return self.space.describe(proposal.candidate)
 
     @property
     def _out_of_time(self) -> bool:
-        return self.budget.minutes is not None and self.seconds >= self.budget.minutes * 60
+        return self.budget.remaining(self.seconds) == 0
 
     @property
     def _may_propose(self) -> bool:
-        spent = self.budget.proposals is not None and len(self._proposals) >= self.budget.proposals
+        spent = self.budget.proposals is not None and self.funnel.proposals >= self.budget.proposals
         return not spent and not self._out_of_time and not self.exhausted
 
     # -- handing out work --------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
         """Trainings first; then as much screening as keeps the trainings coming."""
-        backlog = 2 * self.pool.capacity["train"]
         while self.pool.free("train") > 0 and self._submit("train"):
-            pass
+            self._flush_if_due()
+        backlog = self._backlog
         while self.pool.free("screen") > 0 and len(self._waiting["train"]) < backlog:
             if not self._alone["screen"]:
-                self._propose(self._batch("screen"))
+                self._propose(self.limits.batch_size("screen", self._cost["screen"]))
             if not self._submit("screen"):
                 break
+            self._flush_if_due()
+
+    @property
+    def _backlog(self) -> int:
+        """How many may wait for training: two a worker, or for many workers fewer, to propose from late news."""
+        workers = self.pool.capacity["train"]
+        return max(2 * min(workers, 32), workers // 8)
 
     def _propose(self, wanted: int) -> None:
         """Ask until so many wait for screening; duplicates by key are answered at once and do not count."""
@@ -246,7 +238,8 @@ class Engine:
             if len(self._waiting["screen"]) >= wanted or not self._may_propose:
                 return
             proposal = self.controller.ask()
-            self._note(proposal)
+            self.funnel.proposals += 1
+            self._open[proposal.number] = proposal
             self._keys[proposal.number] = self._key(proposal)
             self._event("proposed", proposal.number, self._proposal_json(proposal))
             self._admit(proposal.number)
@@ -258,29 +251,20 @@ class Engine:
         except Exception:
             return f"proposal {proposal.number} has no key"
 
-    def _batch(self, kind: JobKind) -> int:
-        cost = self._cost[kind]
-        if cost is None:
-            return 8 if kind == "screen" else 1
-        return int(max(1, min(self.limits.batch, self.limits.job_seconds / max(cost, 1e-6))))
-
     def _submit(self, kind: JobKind) -> bool:
         """Submit one job of a kind; False where nothing waits."""
         if self._alone[kind]:
             numbers = [self._alone[kind].popleft()]
         else:
-            waiting = self._waiting[kind]
-            numbers = [waiting.popleft() for _ in range(min(len(waiting), self._batch(kind)))]
+            waiting, size = self._waiting[kind], self.limits.batch_size(kind, self._cost[kind])
+            numbers = [waiting.popleft() for _ in range(min(len(waiting), size))]
         if not numbers:
             return False
-        candidates = tuple((n, self.space.to_json(self._proposals[n].candidate)) for n in numbers)
-        limit = self.limits.per_candidate(kind)
-        if len(numbers) > 1:  # a batch is sized to take `job_seconds`: more would let one that hangs hold a worker long
-            limit += 10 * self.limits.job_seconds
-        job = Job(self._jobs, kind, candidates, self.seed, limit)
+        candidates = tuple((n, self.space.to_json(self._open[n].candidate)) for n in numbers)
+        job = Job(self._jobs, kind, candidates, self.seed, self.limits.per_job(kind, len(numbers)))
         self._jobs += 1
         self._flying[job.id] = job
-        self._since[job.id] = time.monotonic()
+        self._since[job.id] = self.clock.now()
         if kind == "train":
             for number in numbers:
                 self._event("started", number, {"job": job.id})
@@ -290,19 +274,24 @@ class Engine:
     # -- taking in reports -------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        wait = 0.5 if self.budget.minutes is None else min(0.5, max(0.0, self.budget.minutes * 60 - self.seconds))
-        for _ in range(REPORTS_AT_ONCE):
-            report = self.pool.next(wait)
-            if report is None:
-                return
-            wait = 0.0
+        """Take in what is there; where nothing is, write down what happened and wait."""
+        report = self.pool.next(0.0)
+        if report is None:
+            self._flush()
+            remaining = self.budget.remaining(self.seconds)
+            report = self.pool.next(WAIT_SECONDS if remaining is None else min(WAIT_SECONDS, remaining))
+        taken = 0
+        while report is not None:
             self._handle(report)
+            self._flush_if_due()
+            taken += 1
+            report = self.pool.next(0.0) if taken < REPORTS_AT_ONCE else None
 
     def _handle(self, report: Report) -> None:
         job = self._flying.pop(report.job.id, None)
         if job is None:  # an answer to a job that was given up: outcomes are taken once
             return
-        seconds = time.monotonic() - self._since.pop(job.id)
+        seconds = self.clock.now() - self._since.pop(job.id)
         if isinstance(report, Done):
             self._judged_any = True
             self._settle_failures()
@@ -355,66 +344,65 @@ class Engine:
         number = outcome.number
         self._screened[number] = outcome
         if outcome.fingerprint:
-            first = self._by_fingerprint.setdefault(outcome.fingerprint, number)
+            first = self._duplicates.first_of_fingerprint(outcome.fingerprint, number)
             if first != number:
-                self._same(number, first)
+                self._same(number, first, "computes the same as")
                 return
         self._waiting["train"].append(number)
 
     def _admit(self, number: int) -> None:
         """A proposal enters: it is a duplicate by key, or goes to screening."""
-        first = self._by_key.setdefault(self._keys[number], number)
+        first = self._duplicates.first_of_key(self._keys[number], number)
         if first == number:
             self._waiting["screen"].append(number)
         else:
-            self._same(number, first)
+            self._same(number, first, "has the key of")
 
-    def _same(self, number: int, first: int) -> None:
-        """Number computes the same as first: answered from its outcome, or waits for it."""
-        known = self.outcomes.get(first)
-        if known is None:
-            self._twins[first].append(number)
+    def _same(self, number: int, first: int, how: str) -> None:
+        """Number computes the same as first: it waits for its outcome, or where that is known is told so."""
+        if first in self._open:
+            self._duplicates.wait(number, first, how)
             return
-        root = first if known.same_as is None else known.same_as
-        same = Outcome(number, "duplicate", f"computes the same as proposal {root}", same_as=root, seed=self.seed)
+        reason = f"{how} proposal {first}"
+        same = Outcome(number, "duplicate", reason, same_as=first, seed=self.seed)
         self._finish(_joined(self._screened.pop(number, None), same))
 
     def _finish(self, outcome: Outcome) -> None:
-        self._event("finished", outcome.number, outcome.to_json())
-        self._take(outcome)
-        for twin in self._twins.pop(outcome.number, []):
-            self._same(twin, outcome.number)
-
-    def _take(self, outcome: Outcome) -> None:
-        """Count an outcome, new or replayed, and tell it to the controller."""
-        self.outcomes[outcome.number] = outcome
-        if outcome.fingerprint and outcome.same_as is None:
-            self._by_fingerprint.setdefault(outcome.fingerprint, outcome.number)
+        number = outcome.number
+        self._event("finished", number, outcome.to_json())
         self._duplicates_in_a_row = 0 if outcome.same_as is None else self._duplicates_in_a_row + 1
         self.funnel.add(outcome)
-        self.controller.tell(outcome.number, outcome)
-        comparable = self.best is None or self.best.device == outcome.device
-        if outcome.accepted and comparable and (skill := mean_skill(self.objective, outcome)) > self.best_skill:
-            self.best, self.best_skill = outcome, skill
+        self.controller.tell(number, outcome)
+        self._note_best(outcome)
+        del self._open[number]
+        key, root = self._keys.pop(number), number if outcome.same_as is None else outcome.same_as
+        self._duplicates.belongs(key, root)
+        for twin, how in self._duplicates.waited_for(number):
+            self._same(twin, root, how)
+
+    def _note_best(self, outcome: Outcome | None) -> None:
+        """Keep the best; outcomes of other kinds of device than the first are not compared with it."""
+        if outcome and outcome.accepted and (self.best is None or self.best.device == outcome.device):
+            skill = mean_skill(self.objective, outcome)
+            if skill > self.best_skill:
+                self.best, self.best_skill = outcome, skill
 
     # -- records -----------------------------------------------------------------------------------------------
 
-    def _note(self, proposal: Proposal) -> None:
-        self._proposals[proposal.number] = proposal
-        self.funnel.proposals += 1
-        if proposal.number in self.outcomes:  # pragma: no cover - the ledger's order forbids it
-            raise ValueError(f"proposal {proposal.number} was finished before it was proposed")
-
     def _event(self, kind: EventKind, number: int, data: Any) -> None:
-        self._events.append(Event(kind, number, data, time.time()))
+        if not self._events:
+            self._held_since = self.clock.now()
+        self._events.append(Event(kind, number, data, self.clock.date()))
 
-    def _flush(self, last: bool = False) -> None:
-        """Write what happened, and now and then how long the search took: a killed session's time counts too."""
+    def _flush_if_due(self) -> None:
+        """Called between steps, where events and counts agree."""
+        if self._events and self.clock.now() - self._held_since >= HOLD_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write what happened in one transaction, with the counts and the time: a killed session's time counts too."""
         events, self._events = self._events, []
-        self.ledger.append(events)
-        if last or time.monotonic() - self._clocked >= CLOCK_EVERY:
-            self.ledger.set_meta("active_seconds", self.seconds)
-            self._clocked = time.monotonic()
+        self.ledger.append(events, {"funnel": self.funnel.to_json(), "active_seconds": self.seconds})
 
     def _proposal_json(self, proposal: Proposal) -> dict[str, Any]:
         return {
@@ -425,22 +413,11 @@ class Engine:
             "note": proposal.note,
         }
 
-    def _proposal(self, event: Event) -> Proposal:
-        d = event.data
-        candidate = self.space.from_json(d["candidate"])
-        return Proposal(event.number, candidate, tuple(d["parents"]), d["operator"], d["note"])
-
     def _learn_cost(self, kind: JobKind, outcomes: tuple[Outcome, ...]) -> None:
         """A running mean of worker seconds per candidate."""
         seconds = sum(sum(o.seconds.values()) for o in outcomes) / len(outcomes)
         old = self._cost[kind]
         self._cost[kind] = seconds if old is None else 0.9 * old + 0.1 * seconds
-
-
-def mean_skill(objective: Objective, outcome: Outcome) -> float:
-    """The mean over anchors of the objective's last skill; minus infinity where there is none."""
-    values = outcome.final(objective.name).values()
-    return sum(objective.skill(v) for v in values) / len(values) if values else float("-inf")
 
 
 def _joined(screened: Outcome | None, outcome: Outcome) -> Outcome:

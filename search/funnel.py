@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from normact.search.outcome import Outcome
+from normact.spaces.errors import InputError
 
 ACCEPTED = "accepted"
 UNFINISHED = "unfinished"
@@ -23,12 +25,18 @@ class Funnel:
         ended: how many ended where, by gate's name or `accepted`.
         seconds: worker seconds spent, by gate, `train` and `measure`; on whichever candidates.
         trained: distinct functions that were trained past step 10.
+        same_key: duplicates that the key told, before anything was built.
+        fingerprinted: proposals whose fingerprint was taken.
+        same_fingerprint: duplicates that only the fingerprint told.
     """
 
     proposals: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     trained: int = 0
+    same_key: int = 0
+    fingerprinted: int = 0
+    same_fingerprint: int = 0
 
     @staticmethod
     def of(proposals: int, outcomes: Iterable[Outcome]) -> Funnel:
@@ -42,8 +50,28 @@ class Funnel:
         """Count an outcome."""
         self.ended[outcome.gate or ACCEPTED] += 1
         self.trained += outcome.same_as is None and outcome.steps > FIRST_LOOK
+        self.fingerprinted += bool(outcome.fingerprint)
+        self.same_fingerprint += outcome.same_as is not None and bool(outcome.fingerprint)
+        self.same_key += outcome.same_as is not None and not outcome.fingerprint
         for name, value in outcome.seconds.items():
             self.seconds[name] += value  # type: ignore[assignment]  # a Counter adds floats as well
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {**vars(self), "ended": dict(self.ended), "seconds": dict(self.seconds)}
+
+    @staticmethod
+    def from_json(data: Any) -> Funnel:
+        """The funnel that `to_json` gave; an empty one for an empty mapping.
+
+        Raises:
+            InputError: the data are of another form.
+        """
+        try:
+            counters = {name: Counter(data.get(name, {})) for name in ("ended", "seconds")}
+            return Funnel(**{**data, **counters})
+        except (AttributeError, TypeError) as problem:
+            raise InputError(f"the run's funnel cannot be read ({problem}); restore the ledger from a copy") from None
 
     @property
     def unfinished(self) -> int:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from normact.search.engine import mean_skill
 from normact.search.funnel import Funnel
-from normact.search.ledger import Ledger
+from normact.search.ledger import Event, Ledger
 from normact.search.objective import Objective
-from normact.search.outcome import Outcome
+from normact.search.outcome import Outcome, Proposal
+from normact.spaces.errors import InputError
+from normact.spaces.space import Space
 
 
 @dataclass(frozen=True)
@@ -24,44 +25,101 @@ class Record:
     operator: str
     note: Any
 
+    def proposal(self, space: Space) -> Proposal:
+        """The proposal itself.
+
+        Raises:
+            InputError: the data describe no candidate of the space.
+        """
+        return Proposal(self.number, space.from_json(self.candidate), self.parents, self.operator, self.note)
+
 
 class History:
-    """All proposals and outcomes of a run, read once.
+    """Proposals and outcomes of a run, read as they are asked for: a run may have millions.
 
-    Attributes:
-        proposals: records by number.
-        outcomes: outcomes by number; what is unfinished has none.
-        funnel: their counts.
+    Args:
+        ledger: of the run; also while it goes on.
+
+    Raises:
+        InputError: from every method, where what is read is damaged.
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        self.proposals: dict[int, Record] = {}
-        self.outcomes: dict[int, Outcome] = {}
-        for event in ledger.events("proposed", "finished"):
-            if event.kind == "finished":
-                self.outcomes[event.number] = Outcome.from_json(event.data)
-            else:
-                d = event.data
-                self.proposals[event.number] = Record(
-                    event.number, d["candidate"], tuple(d["parents"]), d["operator"], d["note"]
-                )
-        self.funnel = Funnel.of(len(self.proposals), self.outcomes.values())
+        self.ledger = ledger
 
-    def ranked(self, objective: Objective) -> Mapping[str, list[Outcome]]:
-        """Accepted outcomes, best mean skill first, per kind of device: one ranking never mixes devices."""
-        by_device: defaultdict[str, list[Outcome]] = defaultdict(list)
-        for outcome in self.outcomes.values():
-            if outcome.accepted:
-                by_device[outcome.device].append(outcome)
-        for outcomes in by_device.values():
-            outcomes.sort(key=lambda o: (-mean_skill(objective, o), o.number))
-        return dict(sorted(by_device.items(), key=lambda item: -len(item[1])))
+    @property
+    def funnel(self) -> Funnel:
+        """The counts of the run, as the engine wrote them with its last events."""
+        return Funnel.from_json(self.ledger.meta("funnel", {}))
+
+    def record(self, number: int) -> Record:
+        """A proposal.
+
+        Raises:
+            InputError: there is none of that number.
+        """
+        event = self.ledger.event("proposed", number)
+        if event is None:
+            raise InputError(f"{self.ledger.path} has no proposal {number}")
+        return self._record(event)
+
+    def outcome(self, number: int) -> Outcome | None:
+        """A proposal's outcome; None while it is unfinished."""
+        event = self.ledger.event("finished", number)
+        return None if event is None else self._outcome(event)
+
+    @cached_property
+    def proposals(self) -> dict[int, Record]:
+        """All proposals by number, read at once."""
+        return {event.number: self._record(event) for event in self.ledger.events("proposed")}
+
+    @cached_property
+    def outcomes(self) -> dict[int, Outcome]:
+        """All outcomes by number, read at once; what is unfinished has none."""
+        return {event.number: self._outcome(event) for event in self.ledger.events("finished")}
+
+    def told(self) -> Iterator[Record | Outcome]:
+        """Proposals and outcomes in the order in which a controller made and was told them."""
+        for event in self.ledger.events("proposed", "finished"):
+            yield self._record(event) if event.kind == "proposed" else self._outcome(event)
+
+    def latest_accepted(self, count: int) -> list[Outcome]:
+        """The latest accepted outcomes on the run's kind of device (the first one's), oldest first."""
+        device = self.device
+        found: list[Outcome] = []
+        for event in self.ledger.events("finished", backwards=True) if count else ():
+            outcome = self._outcome(event)
+            if outcome.accepted and outcome.device == device:
+                found.append(outcome)
+                if len(found) == count:
+                    break
+        return found[::-1]
+
+    @property
+    def device(self) -> str | None:
+        """The kind of device of the first accepted outcome: others are not compared with it; None for none yet."""
+        outcomes = (self._outcome(event) for event in self.ledger.events("finished"))
+        return next((outcome.device for outcome in outcomes if outcome.accepted), None)
+
+    def ranked(self, objective: Objective, count: int = -1) -> Mapping[str, list[Outcome]]:
+        """Accepted outcomes, the best mean first, per kind of device: one ranking never mixes devices.
+
+        Args:
+            objective: what they are ranked by.
+            count: how many per device; all where negative.
+        """
+        largest_first = objective.direction == "maximize"
+        ranked = {}
+        for device in self.ledger.devices(objective.name):
+            numbers = self.ledger.ranked(objective.name, device, largest_first, count)
+            ranked[device] = [outcome for number in numbers if (outcome := self.outcome(number))]
+        return ranked
 
     def lineage(self, number: int) -> list[Record]:
         """The proposal and its first parents, back to a sample or a start."""
-        line = [self.proposals[number]]
+        line = [self.record(number)]
         while line[-1].parents:
-            line.append(self.proposals[line[-1].parents[0]])
+            line.append(self.record(line[-1].parents[0]))
         return line
 
     def origin(self, number: int) -> str:
@@ -70,3 +128,54 @@ class History:
         first = line[-1]
         name = first.note["origin"] if first.operator == "start" else f"{first.operator} #{first.number}"
         return name if len(line) == 1 else f"{name}, {len(line) - 1} generation(s) on"
+
+    def check(self) -> None:
+        """Read everything once: proposals count from 0, none is finished that was not made, nothing is damaged.
+
+        Raises:
+            InputError: naming the first event that is wrong.
+        """
+        proposed = 0
+        for event in self.ledger.events("proposed", "finished", "reranked"):
+            if event.kind == "reranked":
+                self._has(event, "setting", "candidate", "seed", "outcome")
+            elif event.kind == "proposed":
+                if event.number != proposed:
+                    raise self._damaged(event, f"should be of number {proposed}")
+                self._record(event)
+                proposed += 1
+            elif not 0 <= event.number < proposed:
+                raise self._damaged(event, "was never proposed")
+            else:
+                self._outcome(event)
+
+    def _record(self, event: Event) -> Record:
+        d = event.data
+        self._has(event, "candidate", "parents", "operator", "note")
+        if not _are_earlier(d["parents"], event.number):
+            raise self._damaged(event, f"has the parents {str(d['parents'])[:40]}")
+        if d["operator"] == "start" and "origin" not in (d["note"] or {}):
+            raise self._damaged(event, "lacks its origin")
+        return Record(event.number, d["candidate"], tuple(d["parents"]), d["operator"], d["note"])
+
+    def _outcome(self, event: Event) -> Outcome:
+        try:
+            outcome = Outcome.from_json(event.data)
+        except InputError as problem:
+            raise self._damaged(event, f"cannot be read: {problem}") from None
+        if outcome.number != event.number:
+            raise self._damaged(event, f"holds the outcome of {outcome.number}")
+        return outcome
+
+    def _has(self, event: Event, *names: str) -> None:
+        if missing := [name for name in names if not isinstance(event.data, dict) or name not in event.data]:
+            raise self._damaged(event, f"lacks {', '.join(missing)}")
+
+    def _damaged(self, event: Event, what: str) -> InputError:
+        return InputError(
+            f"{self.ledger.path} is damaged: event {event.kind!r} of {event.number} {what}; restore it from a copy"
+        )
+
+
+def _are_earlier(parents: Any, number: int) -> bool:
+    return isinstance(parents, list) and all(type(parent) is int and 0 <= parent < number for parent in parents)

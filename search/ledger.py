@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 from urllib.parse import quote
 
+from normact.search.outcome import Outcome
 from normact.spaces.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 2
 APPLICATION_ID = 0x6E6D6163  # "nmac", in the file's header
 EventKind = Literal["proposed", "started", "finished", "lost", "reranked", "test_read"]
 
@@ -31,10 +33,35 @@ CREATE TABLE events (
     time REAL NOT NULL,
     kind TEXT NOT NULL,
     number INTEGER NOT NULL,
+    key TEXT,
+    same_as INTEGER,
     data TEXT NOT NULL
 );
 CREATE UNIQUE INDEX once ON events (kind, number) WHERE kind IN ('proposed', 'finished');
+CREATE TABLE ranking (
+    objective TEXT NOT NULL,
+    device TEXT NOT NULL,
+    value REAL NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (objective, device, value, number)
+) WITHOUT ROWID;
 """
+# What is asked of a ledger of a million outcomes has columns of its own, taken from the data as they come in: the
+# key of a proposal, the fingerprint of an outcome, what it is the same as, and each objective's mean over anchors.
+
+_ONCE = "kind IN ('proposed', 'finished')"  # in a query, for SQLite to see that the index serves it
+
+
+class Identity(NamedTuple):
+    """What tells whether a function is known: of a proposal its key; of an outcome its fingerprint.
+
+    `key` is None where there is none, `same_as` the number of an earlier proposal that computes the same.
+    """
+
+    kind: str
+    number: int
+    key: str | None
+    same_as: int | None
 
 
 @dataclass(frozen=True)
@@ -112,20 +139,32 @@ class Ledger:
         if application != APPLICATION_ID:
             raise InputError(f"{self.path} is an SQLite file, but no ledger of this program")
         if schema > SCHEMA:
-            raise InputError(f"{self.path} has schema {schema}, this version reads up to {SCHEMA}; upgrade the program")
+            raise InputError(f"{self.path} has schema {schema}, this version reads {SCHEMA}; upgrade the program")
+        if schema < SCHEMA:
+            raise InputError(f"{self.path} has schema {schema}, this version reads {SCHEMA}; use the one that wrote it")
 
-    def append(self, events: Iterable[Event]) -> None:
+    def append(self, events: Sequence[Event], facts: Mapping[str, Any] | None = None) -> None:
         """Add events in one transaction: all of them or none.
+
+        Args:
+            events: in order; the data of `finished` are an outcome's JSON.
+            facts: to keep as `set_meta` does, in the same transaction.
 
         Raises:
             InputError: a number was proposed or finished before (nothing is written), or the disk is full.
         """
-        rows = [(e.time or time.time(), e.kind, e.number, json.dumps(e.data, allow_nan=False)) for e in events]
-        if not rows:
+        rows = [(e.time or time.time(), e.kind, e.number, *_identity(e), _dumps(e.data)) for e in events]
+        ranks = [rank for e in events if e.kind == "finished" for rank in _ranks(e.number, e.data)]
+        if not rows and not facts:
             return
         try:
             with self._transaction():
-                self._db.executemany("INSERT INTO events (time, kind, number, data) VALUES (?, ?, ?, ?)", rows)
+                self._db.executemany(
+                    "INSERT INTO events (time, kind, number, key, same_as, data) VALUES (?, ?, ?, ?, ?, ?)", rows
+                )
+                self._db.executemany("INSERT INTO ranking VALUES (?, ?, ?, ?)", ranks)
+                for name, value in (facts or {}).items():
+                    self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, _dumps(value)))
         except sqlite3.IntegrityError:
             raise InputError(
                 f"an event of {sorted({(r[1], r[2]) for r in rows})[:3]}... is in the ledger already"
@@ -152,29 +191,78 @@ class Ledger:
         except (sqlite3.DatabaseError, json.JSONDecodeError) as problem:
             raise InputError(f"{self.path} is damaged ({problem}); restore it from a copy") from None
 
-    def events(self, *kinds: EventKind, after: int = 0) -> Iterator[Event]:
-        """Events in the order in which they were appended; of some kinds, or of all.
+    def events(self, *kinds: EventKind, after: int = 0, backwards: bool = False) -> Iterator[Event]:
+        """Events in the order in which they were appended, or backwards; of some kinds, or of all.
 
         Args:
             kinds: which ones; all where none is named.
             after: skip the events with an id up to this.
+            backwards: the latest first.
         """
         kinds = kinds or get_args(EventKind)
         marks = ", ".join("?" * len(kinds))
-        query = f"SELECT kind, number, data, time FROM events WHERE kind IN ({marks}) AND id > ? ORDER BY id"
+        order = "DESC" if backwards else "ASC"
+        query = f"SELECT kind, number, data, time FROM events WHERE kind IN ({marks}) AND id > ? ORDER BY id {order}"
         with self._reading():
             for kind, number, data, when in self._db.execute(query, (*kinds, after)):
                 yield Event(kind, number, json.loads(data), when)
 
+    def event(self, kind: Literal["proposed", "finished"], number: int) -> Event | None:
+        """What was proposed or finished under a number, or None."""
+        query = f"SELECT data, time FROM events WHERE {_ONCE} AND kind = ? AND number = ?"
+        with self._reading():
+            row = self._db.execute(query, (kind, number)).fetchone()
+            return None if row is None else Event(kind, number, json.loads(row[0]), row[1])
+
+    def identities(self) -> Iterator[Identity]:
+        """The identities of all that was proposed and finished, in order, without their data."""
+        with self._reading():
+            for row in self._db.execute(f"SELECT kind, number, key, same_as FROM events WHERE {_ONCE} ORDER BY id"):
+                yield Identity(*row)
+
+    def with_key(self, beginning: str, most: int) -> list[tuple[str, int]]:
+        """Distinct keys of proposals that begin so, sorted, each with its first number; at most so many."""
+        query = (
+            f"SELECT key, min(number) FROM events WHERE {_ONCE} AND kind = 'proposed' AND substr(key, 1, ?) = ? "
+            "GROUP BY key ORDER BY key LIMIT ?"
+        )
+        with self._reading():
+            return self._db.execute(query, (len(beginning), beginning, most)).fetchall()
+
+    def ranked(self, objective: str, device: str, largest_first: bool, most: int = -1) -> list[int]:
+        """Numbers of accepted outcomes by an objective's mean over anchors, the best first, earlier ones before equals.
+
+        Args:
+            objective: its name.
+            device: kind of device that they were trained on.
+            largest_first: whether large values are good.
+            most: how many; all where negative.
+        """
+        order = "DESC" if largest_first else "ASC"
+        query = f"SELECT number FROM ranking WHERE objective = ? AND device = ? ORDER BY value {order}, number LIMIT ?"
+        with self._reading():
+            return [number for (number,) in self._db.execute(query, (objective, device, most))]
+
+    def devices(self, objective: str) -> dict[str, int]:
+        """Per kind of device how many accepted outcomes measured an objective; most first."""
+        query = "SELECT device, count(*) FROM ranking WHERE objective = ? GROUP BY device ORDER BY 2 DESC, 1"
+        with self._reading():
+            return dict(self._db.execute(query, (objective,)).fetchall())
+
+    def measured(self) -> list[str]:
+        """Names of the objectives that accepted outcomes have."""
+        with self._reading():
+            return [name for (name,) in self._db.execute("SELECT DISTINCT objective FROM ranking ORDER BY 1")]
+
     def count(self, kind: EventKind) -> int:
         """How many events of a kind there are."""
+        once = f"{_ONCE} AND " if kind in ("proposed", "finished") else ""
         with self._reading():
-            return int(self._db.execute("SELECT count(*) FROM events WHERE kind = ?", (kind,)).fetchone()[0])
+            return int(self._db.execute(f"SELECT count(*) FROM events WHERE {once}kind = ?", (kind,)).fetchone()[0])
 
     def set_meta(self, name: str, value: Any) -> None:
         """Keep a fact about the run, such as versions; replaces an earlier value."""
-        with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
+        self.append([], {name: value})
 
     def meta(self, name: str, default: Any = None) -> Any:
         """A fact that `set_meta` kept, or the default."""
@@ -197,6 +285,28 @@ class Ledger:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _identity(event: Event) -> tuple[str | None, int | None]:
+    """The columns `key` and `same_as` of an event."""
+    if event.kind == "proposed":
+        return event.data.get("key"), None
+    if event.kind == "finished":
+        return event.data.get("fingerprint") or None, event.data.get("same_as")
+    return None, None
+
+
+def _ranks(number: int, data: Any) -> Iterator[tuple[str, str, float, int]]:
+    """The rows of an outcome in the ranking; none where it was not accepted or a value is not finite."""
+    if data.get("gate") or data.get("same_as") is not None:
+        return
+    outcome = Outcome.from_json(data)
+    for objective, value in outcome.means().items():
+        if math.isfinite(value):
+            yield objective, outcome.device, value, number
+
+
+_dumps = json.JSONEncoder(allow_nan=False).encode  # json.dumps would make an encoder for every event
 
 
 def check_durability(durability: str) -> None:

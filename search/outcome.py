@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from normact.search.objective import Score
+from normact.search.objective import Objective, Score
 from normact.spaces.errors import InputError
 
 
@@ -86,9 +86,17 @@ class Outcome:
                 last[score.anchor] = score
         return {anchor: score.value for anchor, score in last.items()}
 
+    def means(self) -> dict[str, float]:
+        """Each objective's last value, as the mean over anchors: what candidates are ranked by."""
+        return {
+            name: sum(values.values()) / len(values)
+            for name in dict.fromkeys(score.objective for score in self.scores)
+            if (values := self.final(name))
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; non-finite numbers become their names, which JSON has not."""
-        data = asdict(self)
+        data = {name: getattr(self, name) for name in _FIELDS}
         data["scores"] = [[s.objective, s.anchor, s.step, _number_out(s.value)] for s in self.scores]
         data["figures"] = {k: _number_out(v) for k, v in self.figures.items()}
         data["seconds"] = {k: _number_out(v) for k, v in self.seconds.items()}
@@ -115,6 +123,12 @@ class Outcome:
         values["figures"] = _numbers("figures", data.get("figures", {}))
         values["seconds"] = _numbers("seconds", data.get("seconds", {}))
         return Outcome(**values)
+
+
+def mean_skill(objective: Objective, outcome: Outcome) -> float:
+    """The mean over anchors of the objective's last skill; minus infinity where there is none."""
+    values = outcome.final(objective.name).values()
+    return sum(objective.skill(v) for v in values) / len(values) if values else float("-inf")
 
 
 _FIELDS: dict[str, tuple[type, ...]] = {

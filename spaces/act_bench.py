@@ -130,6 +130,9 @@ class ActBenchSpace(GraphSpace):
         choices = self._choices(position)
         return _node(position, choices[int(rng.integers(len(choices)))])
 
+    def _draw_all(self, rng: np.random.Generator) -> tuple[Node, ...]:
+        return tuple(self._draw(position, rng) for position in range(3))
+
     def _choices(self, position: int) -> list[str]:
         arity = 1 if position < 2 else 2
         choices = [name for name in self.ops if self._arity[name] == arity]

@@ -121,6 +121,9 @@ class GraphSpace(Space[LayerGraph]):
             find_op(name, " in constraints.barred")
         self.ops, self._notes = self._usable(ops)
         self._arity = {name: OPS[name].arity for name in self.ops}
+        self._arities = [self._arity[name] for name in self.ops]
+        arguments = [[len(self.inputs) + position] * max(self._arity.values()) for position in range(nodes)]
+        self._below = np.array([[len(self.ops), *choices] for choices in arguments])
         self.sample(np.random.default_rng(0))  # an op set from which nothing can be made is said at once
 
     def _fixed_norm(self, text: str) -> LayerGraph:
@@ -170,8 +173,7 @@ class GraphSpace(Space[LayerGraph]):
     def sample(self, rng: np.random.Generator) -> LayerGraph:
         problem = ""
         for _ in range(MAX_TRIES):
-            nodes = tuple(self._draw(position, rng) for position in range(self.nodes))
-            graph = LayerGraph(nodes, self.post_affine)
+            graph = LayerGraph(self._draw_all(rng), self.post_affine)
             reason = self.invalid(graph)
             if not reason:
                 return graph
@@ -214,9 +216,27 @@ class GraphSpace(Space[LayerGraph]):
         return LayerGraph(tuple(nodes), self.post_affine)
 
     def _draw(self, position: int, rng: np.random.Generator) -> Node:
-        op = self.ops[int(rng.integers(len(self.ops)))]
-        picks = rng.integers(len(self.inputs) + position, size=self._arity[op])
-        return Node(op, tuple(self._argument(int(pick)) for pick in picks))
+        return self._node(*rng.integers(0, self._below[position]).tolist())
+
+    def _draw_all(self, rng: np.random.Generator) -> tuple[Node, ...]:
+        """All nodes, by one call of the generator, until the output depends on x: what a search's driver does most."""
+        for _ in range(MAX_TRIES):
+            draws = rng.integers(0, self._below).tolist()
+            if self._depends_on_x(draws):
+                break
+        return tuple([self._node(*draw) for draw in draws])
+
+    def _depends_on_x(self, draws: list[list[int]]) -> bool:
+        """Whether the last node does, before nodes are made of the numbers."""
+        depends = [name == "x" for name in self.inputs]
+        for op, *picks in draws:
+            depends.append(any(depends[pick] for pick in picks[: self._arities[op]]))
+        return depends[-1]
+
+    def _node(self, op: int, *picks: int) -> Node:
+        """A node from the number of its op and of as many arguments as any op takes; it uses the first ones."""
+        name = self.ops[op]
+        return Node(name, tuple([self._argument(pick) for pick in picks[: self._arity[name]]]))
 
     def _argument(self, pick: int) -> Arg:
         return self.inputs[pick] if pick < len(self.inputs) else pick - len(self.inputs)

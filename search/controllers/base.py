@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,8 @@ class Controller(ABC):
 
     Attributes:
         replayable: False where `replay` and `tell` cannot bring back the state exactly.
-        history: how many of the latest outcomes it needs when a run is resumed; None for all.
+        history: what it needs when a run is resumed: so many of the latest accepted outcomes, where these alone
+            change what it proposes; None for every proposal and outcome, in order.
     """
 
     replayable: bool = True
@@ -74,6 +75,19 @@ class Controller(ABC):
             raise ValueError(f"proposal {proposal.number} is out of order: the next number is {self._next}")
         self._open[proposal.number] = proposal
         self._next += 1
+
+    def restore(self, proposals: int, unfinished: Iterable[Proposal], told: Iterable[tuple[Proposal, Outcome]]) -> None:
+        """Take up a run that an earlier driver left, where `history` is a number. Called once, on a fresh one.
+
+        Args:
+            proposals: how many were made.
+            unfinished: those that were not told.
+            told: the latest `history` accepted ones on one kind of device, in the order in which they were told.
+        """
+        self._next = proposals
+        self._open = {proposal.number: proposal for proposal in unfinished}
+        for proposal, outcome in told:
+            self.learn(proposal, outcome)
 
     def tell(self, number: int, outcome: Outcome) -> None:
         """What was learnt about an open proposal.

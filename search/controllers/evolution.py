@@ -73,6 +73,7 @@ class Evolution(Controller):
             raise InputError(f"winner must be pareto or mean, got {winner!r}")
         self.device = ""  # scores of other kinds of device are not compared with those of the first
         self.window: deque[Member] = deque(maxlen=window)
+        self.history = window
         self.tournament = tournament
         self.least_tournament = least_tournament
         self.winner = winner

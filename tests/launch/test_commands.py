@@ -125,7 +125,7 @@ def test_a_bad_search_ends_with_one_line_and_writes_nothing(normact, tmp_path, o
 class TestBadFolders:
     @pytest.fixture
     def run(self, normact, tmp_path):
-        assert normact("search", *TINY, "budget.proposals=5", "run_dir=run")[0] == 0
+        assert normact("search", *TINY, "budget.proposals=5", "start_from=[bn_relu]", "run_dir=run")[0] == 0
         return tmp_path / "run"
 
     def check(self, normact, arguments, message):

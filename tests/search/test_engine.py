@@ -5,12 +5,14 @@ from itertools import count
 
 import pytest
 
+from normact.search.budget import Budget, Limits
 from normact.search.controllers import Evolution, RandomSearch
-from normact.search.engine import Budget, Engine, Limits, mean_skill
+from normact.search.engine import Engine
+from normact.search.funnel import Funnel
 from normact.search.history import History
 from normact.search.ledger import Ledger
 from normact.search.objective import Score
-from normact.search.outcome import Outcome, Proposal
+from normact.search.outcome import Outcome, Proposal, mean_skill
 from normact.search.pool import Done, Failed, Job, LocalPool, Lost, Pool, TimedOut
 from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, InputError
 from tests.judges import LOSS, Judge, expected, scored
@@ -30,6 +32,16 @@ def engine(ledger, space=GRAPHS, judge=None, pool=None, proposals=200, controlle
     pool = pool or LocalPool(lambda: judge)
     controller = controller or RandomSearch(space, LOSS, 0)
     return Engine(space, controller, ledger, pool, Budget(proposals=proposals), LOSS, **kwargs)
+
+
+def outcomes(run):
+    """All outcomes of a run, from its ledger."""
+    return History(run.ledger).outcomes
+
+
+def candidates(run):
+    """All candidates of a run by number, from its ledger."""
+    return {n: run.space.from_json(r.candidate) for n, r in History(run.ledger).proposals.items()}
 
 
 def check_complete(ledger, proposals):
@@ -53,7 +65,7 @@ def test_every_proposal_gets_its_outcome(ledger):
 def test_screening_is_part_of_a_trained_outcome(ledger):
     run = engine(ledger)
     run.run()
-    trained = next(o for o in run.outcomes.values() if o.accepted)
+    trained = next(o for o in outcomes(run).values() if o.accepted)
     assert trained.figures == {"probe.size": 1.0}
     assert trained.seconds == {"probe": 1e-3, "train": 2e-3}
     assert trained.fingerprint.startswith("print of")
@@ -66,7 +78,7 @@ def test_the_best_has_the_highest_mean_skill(ledger):
     )
     run = engine(ledger, judge=judge)
     run.run()
-    accepted = [o for o in run.outcomes.values() if o.accepted]
+    accepted = [o for o in outcomes(run).values() if o.accepted]
     assert run.best_skill == max(mean_skill(LOSS, o) for o in accepted) == pytest.approx(1 - 0.25)
     assert run.best.number % 17 == 0
 
@@ -78,9 +90,9 @@ def test_the_best_is_of_one_kind_of_device(ledger):
     )
     run = engine(ledger, judge=judge, proposals=100)
     run.run()
-    assert {o.device for o in run.outcomes.values() if o.accepted} == {"cpu", "other"}
+    assert {o.device for o in outcomes(run).values() if o.accepted} == {"cpu", "other"}
     assert run.best.device == "cpu"
-    assert run.best.number == max(n for n, o in run.outcomes.items() if o.accepted and n < 50)
+    assert run.best.number == max(n for n, o in outcomes(run).items() if o.accepted and n < 50)
 
 
 class TestDuplicates:
@@ -89,19 +101,19 @@ class TestDuplicates:
         judge = Judge(space, reject=0.0)
         run = engine(ledger, space, judge, proposals=300)
         run.run()
-        keys = {number: space.key(p.candidate) for number, p in run._proposals.items()}
+        keys = {number: space.key(c) for number, c in candidates(run).items()}
         assert len({keys[n] for n in judge.trained}) == len(judge.trained) == 20
-        for number, outcome in run.outcomes.items():
+        for number, outcome in outcomes(run).items():
             if outcome.same_as is not None:
                 assert keys[outcome.same_as] == keys[number]
-                assert run.outcomes[outcome.same_as].same_as is None, "a duplicate names the first, not another one"
+                assert outcomes(run)[outcome.same_as].same_as is None, "a duplicate names the first, not another one"
 
     def test_equal_fingerprints_are_trained_once(self, ledger):
         space = ToySpace(most=50)
         judge = Judge(space, fingerprint=lambda key: f"{key[:4]}{len(key)}", reject=0.0)
         run = engine(ledger, space, judge, proposals=300)
         run.run()
-        prints = {judge.fingerprint(space.key(run._proposals[n].candidate)) for n in judge.trained}
+        prints = {judge.fingerprint(space.key(candidates(run)[n])) for n in judge.trained}
         assert len(judge.trained) == len(prints) == 4
         check_complete(ledger, 300)
 
@@ -114,7 +126,7 @@ class TestDuplicates:
             run._collect()
             run._fill()
         assert sum(job.kind == "train" for job in pool.jobs) == 2
-        assert sum(o.same_as is not None for o in run.outcomes.values()) == 0, "none is answered before the first"
+        assert sum(o.same_as is not None for o in outcomes(run).values()) == 0, "none is answered before the first"
         pool.hold = set()
         run.run()
         check_complete(ledger, 12)
@@ -204,8 +216,8 @@ class TestHostileCandidates:
         run = engine(ledger, pool=pool, proposals=40)
         assert run.run()
         check_complete(ledger, 40)
-        assert run.outcomes[5].gate == gate
-        assert sum(o.gate == gate for o in run.outcomes.values()) == 1
+        assert outcomes(run)[5].gate == gate
+        assert sum(o.gate == gate for o in outcomes(run).values()) == 1
         alone = [job for job in pool.jobs if job.kind == kind and has(job, 5) and len(job.candidates) == 1]
         assert len(alone) == times, "it is sent alone, and not a third time"
         assert sum(e.number == 5 for e in ledger.events("lost")) >= times
@@ -218,7 +230,7 @@ class TestHostileCandidates:
 
         run = engine(ledger, pool=Scripted(Judge(GRAPHS, reject=0.0), fate=fate), proposals=20)
         run.run()
-        assert run.outcomes[5].accepted
+        assert outcomes(run)[5].accepted
 
     def test_a_pool_that_saw_two_deaths_is_believed(self, ledger):
         pool = Scripted(
@@ -227,7 +239,7 @@ class TestHostileCandidates:
         )
         run = engine(ledger, pool=pool, proposals=10, limits=Limits(batch=1))
         run.run()
-        assert run.outcomes[5].gate == "worker"
+        assert outcomes(run)[5].gate == "worker"
         assert sum(has(job, 5) and job.kind == "train" for job in pool.jobs) == 1
 
     def test_a_key_that_cannot_be_taken_does_not_stop_the_search(self, ledger):
@@ -236,17 +248,17 @@ class TestHostileCandidates:
         run = engine(ledger, space, Judge(ToySpace()), proposals=300)
         run.run()
         check_complete(ledger, 300)
-        sevens = [n for n, p in run._proposals.items() if p.candidate.count == 7]
+        sevens = [n for n, c in candidates(run).items() if c.count == 7]
         assert len(sevens) > 2
-        assert all(run.outcomes[n].gate != "" or run.outcomes[n].accepted for n in sevens)
+        assert all(outcomes(run)[n].gate != "" or outcomes(run)[n].accepted for n in sevens)
 
     def test_a_late_answer_is_taken_once(self, ledger):
         run = engine(ledger, proposals=10)
         run.run()
-        before = dict(run.outcomes)
+        before = dict(outcomes(run))
         run._handle(Done(Job(0, "screen", ((0, None),), 0), (Outcome(0, "probe", "late"),)))
         run._flush()
-        assert run.outcomes == before
+        assert outcomes(run) == before
         check_complete(ledger, 10)
 
 
@@ -296,7 +308,7 @@ class TestFailingEvaluators:
         run = engine(ledger, pool=pool, proposals=400, limits=Limits(batch=1))
         with pytest.raises(InputError, match="failed 3 times in a row: data are gone"):
             run.run()
-        assert not any(o.gate == "error" for o in run.outcomes.values())
+        assert not any(o.gate == "error" for o in outcomes(run).values())
 
 
 def test_a_batch_gets_little_more_time_than_one_candidate(ledger):
@@ -311,14 +323,14 @@ def test_rejections_by_time_carry_their_cost(ledger):
     pool = Scripted(Judge(GRAPHS, reject=0.0), fate=lambda job: TimedOut(job, 1.0) if has(job, 2) else None)
     run = engine(ledger, pool=pool, proposals=5)
     run.run()
-    assert run.outcomes[2].gate == "time"
-    assert run.outcomes[2].seconds["time"] >= 0
+    assert outcomes(run)[2].gate == "time"
+    assert outcomes(run)[2].seconds["time"] >= 0
     assert "time" in run.funnel.seconds
 
 
 def test_a_killed_sessions_minutes_count(ledger, monkeypatch):
     """The clock is in the ledger while the search runs, not only at its end."""
-    monkeypatch.setattr("normact.search.engine.CLOCK_EVERY", 0.0)
+    monkeypatch.setattr("normact.search.engine.HOLD_SECONDS", 0.0)
     run = engine(ledger)
     seen = []
     run.run(lambda progress: seen.append(ledger.meta("active_seconds", 0.0)))
@@ -335,6 +347,7 @@ class TestResume:
 
         ledger, unbroken = start("a.sqlite", True)
         unbroken.run()
+        whole = outcomes(unbroken)
         ledger.close()
         ledger, broken = start("b.sqlite", True)
         turns = count()
@@ -344,18 +357,20 @@ class TestResume:
                 raise KeyboardInterrupt
 
         assert not broken.run(interrupt)
-        assert len(broken.outcomes) < 250
+        assert len(outcomes(broken)) < 250
         ledger.close()
         ledger, resumed = start("b.sqlite", False)
         again = resumed.replay()
-        assert again == len(resumed._proposals) - len(resumed.outcomes)
+        assert again == resumed.funnel.unfinished
         assert resumed.run()
         check_complete(ledger, 250)
+        found = outcomes(resumed)
+        assert resumed.funnel == History(ledger).funnel
+        assert resumed.funnel.ended == Funnel.of(250, found.values()).ended
         ledger.close()
         if make is RandomSearch:  # evolution sees outcomes in another order when work is cut into other jobs
-            assert scored(resumed.outcomes).keys() == scored(unbroken.outcomes).keys()
-            merged = {n: o for n, o in resumed.outcomes.items() if o.same_as is None}
-            assert scored(merged) == scored({n: o for n, o in unbroken.outcomes.items() if o.same_as is None})
+            merged = {n: o for n, o in found.items() if o.same_as is None}
+            assert scored(merged) == scored({n: o for n, o in whole.items() if o.same_as is None})
 
     def test_one_worker_repeats_itself_exactly(self, tmp_path):
         results = []
@@ -363,7 +378,7 @@ class TestResume:
             with Ledger(tmp_path / f"{name}.sqlite", create=True) as ledger:
                 run = engine(ledger, controller=Evolution(GRAPHS, LOSS, 0, warmup=5), proposals=200)
                 run.run()
-                results.append(scored(run.outcomes))
+                results.append(scored(outcomes(run)))
         assert results[0] == results[1]
 
     def test_minutes_of_earlier_sessions_count(self, ledger):
@@ -382,7 +397,7 @@ class TestBudget:
         run = Engine(GRAPHS, RandomSearch(GRAPHS, LOSS, 0), ledger, pool, Budget(minutes=0.01), LOSS)
         assert run.run()
         assert 0.5 < run.seconds < 5
-        assert run.funnel.unfinished == len(run._proposals) - len(run.outcomes) > 0
+        assert run.funnel.unfinished == ledger.count("proposed") - ledger.count("finished") > 0
         assert pool.cancelled, "what was in flight was given up"
         assert ledger.meta("active_seconds") == pytest.approx(run.seconds, abs=0.5)
 
@@ -400,7 +415,7 @@ def test_training_goes_first_and_screening_stops_at_the_backlog(ledger):
     for _ in range(50):
         run._fill()
         run._collect()
-    assert len(run._proposals) < 200
+    assert run.funnel.proposals < 200
 
 
 def test_jobs_are_sized_by_measured_cost(ledger):

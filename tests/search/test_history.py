@@ -2,8 +2,10 @@
 
 import pytest
 
+from normact.search.budget import Budget
 from normact.search.controllers import Evolution, Start
-from normact.search.engine import Budget, Engine
+from normact.search.engine import Engine
+from normact.search.funnel import Funnel
 from normact.search.history import History
 from normact.search.ledger import Event, Ledger
 from normact.search.objective import Score
@@ -25,11 +27,12 @@ def test_it_agrees_with_the_engine(ledger):
     engine = Engine(space, controller, ledger, LocalPool(lambda: Judge(space)), Budget(proposals=120), LOSS)
     engine.run()
     history = History(ledger)
-    assert history.outcomes == engine.outcomes
     assert history.funnel == engine.funnel
-    assert {n: space.from_json(r.candidate) for n, r in history.proposals.items()} == {
-        n: p.candidate for n, p in engine._proposals.items()
-    }
+    assert history.funnel == Funnel.of(120, history.outcomes.values())
+    assert list(history.proposals) == sorted(history.outcomes) == list(range(120))
+    assert history.record(7) == history.proposals[7]
+    assert history.outcome(7) == history.outcomes[7]
+    assert history.outcome(120) is None
 
 
 def record(ledger, number, parents=(), operator="sample", note=None, **outcome):
@@ -68,4 +71,7 @@ def test_a_ranking_never_mixes_devices(ledger):
     history = History(ledger)
     ranked = {device: [o.number for o in outcomes] for device, outcomes in history.ranked(LOSS).items()}
     assert ranked == {"cpu": [2, 0], "NVIDIA H100": [1]}
-    assert history.funnel.unfinished == 1
+    assert [o.number for o in history.ranked(LOSS, 1)["cpu"]] == [2]
+    assert [o.number for o in history.latest_accepted(5)] == [0, 2]
+    assert [o.number for o in history.latest_accepted(1)] == [2]
+    assert history.device == "cpu"

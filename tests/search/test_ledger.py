@@ -1,15 +1,19 @@
 """The ledger: durable, idempotent by number, and strict about what it opens."""
 
+import math
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 
 from normact.search.ledger import APPLICATION_ID, SCHEMA, Event, Ledger
+from normact.search.objective import Score
+from normact.search.outcome import Outcome
 from normact.spaces import InputError
 
 
@@ -23,7 +27,12 @@ def proposed(number):
 
 
 def test_events_come_back_in_order_with_their_data(path):
-    events = [proposed(0), Event("started", 0, {"job": 1}), Event("lost", 0, {"why": "x"}), Event("finished", 0, [1.5])]
+    events = [
+        proposed(0),
+        Event("started", 0, {"job": 1}),
+        Event("lost", 0, {"why": "x"}),
+        Event("finished", 0, {"number": 0}),
+    ]
     with Ledger(path, create=True) as ledger:
         ledger.append(events[:2])
         ledger.append(events[2:])
@@ -37,9 +46,9 @@ def test_events_come_back_in_order_with_their_data(path):
 @pytest.mark.parametrize("kind", ["proposed", "finished"])
 def test_a_number_is_recorded_once_and_the_whole_batch_fails(path, kind):
     with Ledger(path, create=True) as ledger:
-        ledger.append([Event(kind, 3, {})])
+        ledger.append([Event(kind, 3, {"number": 3})])
         with pytest.raises(InputError, match="in the ledger already"):
-            ledger.append([Event("started", 4, {}), Event(kind, 3, {})])
+            ledger.append([Event("started", 4, {}), Event(kind, 3, {"number": 3})])
         assert [e.number for e in ledger.events()] == [3]
         ledger.append([Event("lost", 3, {}), Event("lost", 3, {})])  # may repeat
 
@@ -51,6 +60,43 @@ def test_meta_is_kept_and_replaced(path):
     with Ledger(path, write=False) as ledger:
         assert ledger.meta("versions") == {"torch": "2"}
         assert ledger.meta("nothing", 7) == 7
+
+
+def outcome(number, value, **fields):
+    scores = [("a", 10, value), ("b", 5, 99.0), ("b", 10, value + 2)]
+    made = Outcome(number, scores=(*(Score("loss", *s) for s in scores), Score("size", "a", 10, 1.0)))
+    return Event("finished", number, replace(made, **{"device": "cpu", **fields}).to_json())
+
+
+def test_accepted_outcomes_are_ranked_by_their_last_mean_over_anchors(path):
+    with Ledger(path, create=True) as ledger:
+        rejected = [outcome(5, 0.0, gate="probe"), outcome(6, 0.0, same_as=1), outcome(7, math.inf)]
+        ledger.append([outcome(0, 3.0), outcome(1, 2.0), outcome(2, 2.0), outcome(3, 0.5, device="gpu"), *rejected])
+        assert ledger.ranked("loss", "cpu", largest_first=False) == [1, 2, 0]
+        assert ledger.ranked("loss", "cpu", largest_first=True) == [0, 1, 2]
+        assert ledger.ranked("loss", "cpu", largest_first=False, most=1) == [1]
+        assert ledger.devices("loss") == {"cpu": 3, "gpu": 1}
+        assert ledger.measured() == ["loss", "size"]
+
+
+def test_identities_are_keys_and_fingerprints_in_order(path):
+    with Ledger(path, create=True) as ledger:
+        ledger.append([Event("proposed", n, {"key": key}) for n, key in enumerate(["aa", "ab", "aa"])])
+        ledger.append([outcome(1, 1.0, fingerprint="f"), Event("started", 0, {}), outcome(2, 1.0, same_as=0)])
+        rows = [tuple(identity) for identity in ledger.identities()]
+        assert rows[:3] == [("proposed", 0, "aa", None), ("proposed", 1, "ab", None), ("proposed", 2, "aa", None)]
+        assert rows[3:] == [("finished", 1, "f", None), ("finished", 2, None, 0)]
+        assert ledger.with_key("a", 10) == [("aa", 0), ("ab", 1)]
+        assert ledger.with_key("a", 1) == [("aa", 0)]
+        assert ledger.with_key("%", 10) == []
+
+
+def test_facts_are_kept_with_the_events_or_not_at_all(path):
+    with Ledger(path, create=True) as ledger:
+        ledger.append([proposed(0)], {"seconds": 1.0})
+        with pytest.raises(InputError, match="already"):
+            ledger.append([proposed(0)], {"seconds": 2.0})
+        assert ledger.meta("seconds") == 1.0
 
 
 def test_it_is_readable_while_it_is_written(path):
@@ -141,12 +187,13 @@ class TestRefused:
         with pytest.raises(InputError, match="cannot be read as a ledger"):
             list(Ledger(path).events())
 
-    def test_a_newer_schema(self, path):
+    @pytest.mark.parametrize(("schema", "words"), [(SCHEMA + 1, "upgrade"), (SCHEMA - 1, "the one that wrote it")])
+    def test_another_schema(self, path, schema, words):
         Ledger(path, create=True).close()
         db = sqlite3.connect(path)
-        db.execute(f"PRAGMA user_version={SCHEMA + 1}")
+        db.execute(f"PRAGMA user_version={schema}")
         db.close()
-        with pytest.raises(InputError, match=f"schema {SCHEMA + 1}.*upgrade"):
+        with pytest.raises(InputError, match=f"schema {schema}.*reads {SCHEMA}.*{words}"):
             Ledger(path)
 
     def test_an_unknown_durability(self, path):
