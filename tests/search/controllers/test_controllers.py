@@ -1,6 +1,7 @@
 """Every controller through the conformance suite, on a graph space and on a space that is not of norms."""
 
 from functools import partial
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from normact.search.controllers.evolution import Member
 from normact.search.objective import Score
 from normact.search.outcome import Outcome
 from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, InputError
+from tests.benchmarks import ask_tell
 from tests.conformance.controller import CHECKS, LOSS, judge
 from tests.toy import ToySpace
 
@@ -31,6 +33,20 @@ CONTROLLERS = {
 @pytest.mark.parametrize("name", CONTROLLERS)
 def test_conformance(name, space, check):
     check(partial(CONTROLLERS[name], SPACES[space], LOSS))
+
+
+@pytest.mark.parametrize("name", ask_tell.CONTROLLERS)
+def test_ask_and_tell_take_less_than_a_millisecond_with_100000_outcomes_behind_them(name):
+    """Median and 99th percentile of the thread's processor time, in which other processes do not count."""
+    controller = ask_tell.aged(ask_tell.CONTROLLERS[name](SPACES["graph"]))
+    times = ask_tell.measure(controller)
+    assert controller.ask().number == ask_tell.BEHIND + ask_tell.MEASURED
+    assert {key: ms for key, ms in times.items() if "_cpu_" in key and ms >= 1.0} == {}
+
+
+def test_every_controller_of_conf_is_timed():
+    options = {path.name.removesuffix(".yaml") for path in (files("normact.conf") / "controller").iterdir()}
+    assert options <= set(ask_tell.CONTROLLERS)
 
 
 def member(number, *skills):
