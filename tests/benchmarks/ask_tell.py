@@ -6,11 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from normact.search.controllers import Controller, Evolution, RandomSearch
+from normact import conf
+from normact.launch.config import compose_config, controller_of
+from normact.search.controllers import Controller
 from normact.search.objective import Score
 from normact.search.outcome import Outcome, Proposal
 from normact.spaces import Space
@@ -18,17 +21,23 @@ from tests.judges import LOSS
 
 BEHIND = 100_000
 MEASURED = 3_000
-CONTROLLERS: dict[str, Callable[[Space], Controller]] = {
-    "random": lambda space: RandomSearch(space, LOSS, 0),
-    "evolution": lambda space: Evolution(space, LOSS, 0),
-    "evolution_mean": lambda space: partial(Evolution, winner="mean")(space, LOSS, 0),
+CONTROLLERS = sorted(path.stem for path in Path(conf.__path__[0]).glob("controller/*.yaml"))
+VARIANTS = {"evolution_mean": ["controller=evolution", "controller.winner=mean"]}
+OVERRIDES: dict[str, list[str]] = {
+    **{name: [f"controller={name}"] for name in CONTROLLERS},
+    **VARIANTS,
 }
-"""Those of `conf/controller`, with their own settings."""
+"""Every controller of `conf/controller`, with its own settings, and variants."""
+
+
+def made(name: str, space: Space) -> Controller:
+    """A controller as `normact search` makes it."""
+    return controller_of(compose_config(OVERRIDES[name]), space, LOSS, ())
 
 
 def ask_tell(space: Space) -> dict[str, dict[str, float]]:
     """Per controller: median and 99th percentile in ms of wall time, and of the thread's processor time."""
-    return {name: measure(aged(make(space))) for name, make in CONTROLLERS.items()}
+    return {name: measure(aged(made(name, space))) for name in OVERRIDES}
 
 
 def aged(controller: Controller) -> Controller:
