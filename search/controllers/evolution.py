@@ -123,5 +123,5 @@ def pareto_front(members: Sequence[Member]) -> list[Member]:
     for values in skills.T:
         as_good &= values[:, None] >= values
         better |= values[:, None] > values
-    dominated = (as_good & better).any(0)
+    dominated = np.any(as_good & better, axis=0).tolist()
     return [member for member, out in zip(members, dominated, strict=True) if not out]
