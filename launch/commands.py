@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ from normact.launch.config import (
     limits_of,
     pool_of,
     rerank_evaluator,
-    rerank_task_of,
     search_evaluator,
     space_of,
     task_of,
@@ -54,6 +54,7 @@ def search(setting: Setting, config: Config) -> int:
     controller_of(config, evaluator.space, evaluator.task.objective(), starts)
     pool = pool_of(config, in_worker(search_evaluator, config), setting.module_paths)
     with closing(pool), run_folder.create(folder, config) as ledger:
+        ledger.set_meta("objective", asdict(evaluator.task.objective()))
         ledger.set_meta("starts", [[evaluator.space.to_json(start.candidate), start.origin] for start in starts])
         finished = _search(setting, config, folder, ledger, evaluator, starts, pool)
     return _after(setting, config, folder, evaluator, finished)
@@ -196,10 +197,11 @@ def show(setting: Setting, folder: Path, top: int, as_json: bool) -> int:
     It reads what it shows alone, so that a run of millions is shown at once; the other commands check all of it.
     """
     config = run_folder.trusted_config(folder, setting.allow)
-    space, objective = space_of(config), task_of(config).objective()
+    space = space_of(config)
     gates = [gate.name for gate in gates_of(config)]
     with run_folder.open_ledger(folder) as ledger:
         history = History(ledger)
+        objective = history.objective or task_of(config).objective()  # data need not be at hand to look at a run
         known, standings = ledger.meta("known_fingerprints", {}), ledger.meta("standings", [])
         seconds, reads = float(ledger.meta("active_seconds", 0.0)), ledger.count("test_read")
         rows, funnel = report.top_rows(history, space, objective, known, top), history.funnel
@@ -225,8 +227,8 @@ def show(setting: Setting, folder: Path, top: int, as_json: bool) -> int:
     report.print_top(setting.console, rows, objective)
     report.print_funnel(setting.console, funnel, gates, seconds)
     if standings:
-        objective = rerank_task_of(config).objective(config["rerank"]["objective"])
-        report.print_standings(setting.console, [report.standing_of(row) for row in standings], objective)
+        name = config["rerank"]["objective"] or objective.name
+        report.print_standings(setting.console, [report.standing_of(row) for row in standings], name)
     setting.say(f"the test split was read by {reads} rerank(s)")
     return 0
 

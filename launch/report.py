@@ -98,11 +98,11 @@ def _rate(count: int, of: int) -> str:
     return f"{count} of {of} ({count / max(of, 1):.0%})"
 
 
-def print_standings(console: Console, rows: Sequence[Standing], objective: Objective) -> None:
+def print_standings(console: Console, rows: Sequence[Standing], objective: str) -> None:
     """The rerank's table, and what may be said of it."""
     seeds = rows[0].seeds
     anchors = sorted({anchor for row in rows for anchor in row.by_anchor})
-    table = Table(title=f"Rerank: test {objective.name}, mean of {seeds} fresh seeds", title_justify="left")
+    table = Table(title=f"Rerank: test {objective}, mean of {seeds} fresh seeds", title_justify="left")
     table.add_column("layer")
     for column in (*anchors, "mean", "sd", "difference", "95% interval", "p (Holm)"):
         table.add_column(column, justify="right")

@@ -60,7 +60,7 @@ def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, e
         setting.say(f"stopped; what was trained is recorded. Go on with: normact rerank {folder}")
         return 130
     ledger.set_meta("standings", [report.standing_json(row) for row in rows])
-    report.print_standings(console, rows, objective)
+    report.print_standings(console, rows, objective.name)
     if config["export"]["winner"]:
         finalists = [row for row in rows if row.entrant.role == "finalist"]
         winner = max(finalists, key=lambda row: objective.skill(row.validation))

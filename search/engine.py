@@ -22,6 +22,8 @@ from normact.spaces.space import Space
 
 REPORTS_AT_ONCE = 64
 HOLD_SECONDS = 0.2  # how long an event may wait for others, to be written with them
+FILL_SECONDS = 0.05  # after so long of handing out, answers are taken in
+LEAST_PASSING = 0.01  # of the share of screened candidates that go on to training, as it is estimated
 WAIT_SECONDS = 0.5
 KILLS_ALLOWED = 2
 EXHAUSTED = 10_000
@@ -99,6 +101,8 @@ class Engine:
         self._cost: dict[JobKind, float | None] = {"screen": None, "train": None}
         self._since: dict[int, float] = {}
         self._failed: list[Outcome] = []
+        self._screening = 0
+        self._passing = 1.0
         self._judged_any = False
         self._stopped = False
         self._duplicates_in_a_row = 0
@@ -156,9 +160,9 @@ class Engine:
         self._started = self.clock.now()
         try:
             while not self._stopped and not self._out_of_time:
-                self._fill()
+                filled = self._fill()
                 if self._has_work:
-                    self._collect()
+                    self._collect(wait=filled)
                 elif self._failed:
                     self._settle_failures()
                 elif not self._may_propose:
@@ -214,23 +218,35 @@ class Engine:
 
     # -- handing out work --------------------------------------------------------------------------------------
 
-    def _fill(self) -> None:
-        """Trainings first; then as much screening as keeps the trainings coming."""
+    def _fill(self) -> bool:
+        """Trainings first; then as much screening as keeps them coming. False where more is left to hand out."""
+        until = self.clock.now() + FILL_SECONDS
         while self.pool.free("train") > 0 and self._submit("train"):
             self._flush_if_due()
-        backlog = self._backlog
-        while self.pool.free("screen") > 0 and len(self._waiting["train"]) < backlog:
+        while self.pool.free("screen") > 0 and self._to_come < self._wanted:
+            if self.clock.now() >= until:
+                return False
             if not self._alone["screen"]:
                 self._propose(self.limits.batch_size("screen", self._cost["screen"]))
             if not self._submit("screen"):
                 break
             self._flush_if_due()
+        return True
 
     @property
-    def _backlog(self) -> int:
-        """How many may wait for training: two a worker, or for many workers fewer, to propose from late news."""
+    def _wanted(self) -> int:
+        """How many trainings may wait: what idle workers take, and two jobs a worker, or an eighth of many workers.
+
+        More would be proposed from older news than need be.
+        """
         workers = self.pool.capacity["train"]
-        return max(2 * min(workers, 32), workers // 8)
+        jobs = self.pool.free("train") + max(2 * min(workers, 32), workers // 8)
+        return jobs * self.limits.batch_size("train", self._cost["train"])
+
+    @property
+    def _to_come(self) -> float:
+        """How many trainings wait, or can be expected of what is being screened."""
+        return len(self._waiting["train"]) + self._passing * self._screening
 
     def _propose(self, wanted: int) -> None:
         """Ask until so many wait for screening; duplicates by key are answered at once and do not count."""
@@ -265,7 +281,9 @@ class Engine:
         self._jobs += 1
         self._flying[job.id] = job
         self._since[job.id] = self.clock.now()
-        if kind == "train":
+        if kind == "screen":
+            self._screening += len(numbers)
+        else:
             for number in numbers:
                 self._event("started", number, {"job": job.id})
         self.pool.submit(job)
@@ -273,10 +291,10 @@ class Engine:
 
     # -- taking in reports -------------------------------------------------------------------------------------
 
-    def _collect(self) -> None:
+    def _collect(self, wait: bool = True) -> None:
         """Take in what is there; where nothing is, write down what happened and wait."""
         report = self.pool.next(0.0)
-        if report is None:
+        if report is None and wait:
             self._flush()
             remaining = self.budget.remaining(self.seconds)
             report = self.pool.next(WAIT_SECONDS if remaining is None else min(WAIT_SECONDS, remaining))
@@ -292,13 +310,15 @@ class Engine:
         if job is None:  # an answer to a job that was given up: outcomes are taken once
             return
         seconds = self.clock.now() - self._since.pop(job.id)
+        if job.kind == "screen":
+            self._screening -= len(job.candidates)
         if isinstance(report, Done):
             self._judged_any = True
             self._settle_failures()
             self._learn_cost(job.kind, report.outcomes)
             for outcome in report.outcomes:
                 if job.kind == "screen":
-                    self._screen_passed(outcome) if not outcome.gate else self._finish(outcome)
+                    self._screened_one(outcome)
                 else:
                     self._finish(_joined(self._screened.pop(outcome.number, None), outcome))
             return
@@ -339,6 +359,12 @@ class Engine:
 
     def _reject(self, rejected: Outcome) -> None:
         self._finish(_joined(self._screened.pop(rejected.number, None), rejected))
+
+    def _screened_one(self, outcome: Outcome) -> None:
+        waiting = len(self._waiting["train"])
+        self._finish(outcome) if outcome.gate else self._screen_passed(outcome)
+        passed = len(self._waiting["train"]) - waiting
+        self._passing = max(LEAST_PASSING, 0.98 * self._passing + 0.02 * passed)
 
     def _screen_passed(self, outcome: Outcome) -> None:
         number = outcome.number

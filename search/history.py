@@ -52,6 +52,19 @@ class History:
         """The counts of the run, as the engine wrote them with its last events."""
         return Funnel.from_json(self.ledger.meta("funnel", {}))
 
+    @property
+    def objective(self) -> Objective | None:
+        """What led the run; None where it did not get so far.
+
+        Raises:
+            InputError: what is kept of it is damaged.
+        """
+        data = self.ledger.meta("objective")
+        try:
+            return None if data is None else Objective(**data)
+        except TypeError as problem:
+            raise InputError(f"{self.ledger.path} is damaged: its objective cannot be read ({problem})") from None
+
     def record(self, number: int) -> Record:
         """A proposal.
 

@@ -36,24 +36,24 @@ class Judge:
         return [one(number, self.space.key(self.space.from_json(data)), job) for number, data in job.candidates]
 
     def screen(self, number: int, key: str, job: Job) -> Outcome:
-        if _digest(key) % 1000 < 1000 * self.reject:
+        if digest(key) % 1000 < 1000 * self.reject:
             return Outcome(number, "probe", "unlucky", seconds={"probe": 1e-3})
         return Outcome(number, fingerprint=self.fingerprint(key), seconds={"probe": 1e-3}, figures={"probe.size": 1.0})
 
     def train(self, number: int, key: str, job: Job) -> Outcome:
         self.trained.append(number)
-        value = (_digest(key) // 1000 % 1000) / 1000
+        value = (digest(key) // 1000 % 1000) / 1000
         scores = (Score("loss", "a", 100, value), Score("loss", "b", 100, 1 - value))
         return Outcome(number, scores=scores, steps=100, seconds={"train": 2e-3}, seed=job.seed, device="cpu")
 
 
-def _digest(key: str) -> int:
+def digest(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
 def expected(space: Space, proposal: Proposal) -> str:
     """Where a candidate ends, from its key alone, for a `Judge` with default arguments."""
-    return "probe" if _digest(space.key(proposal.candidate)) % 1000 < 500 else "accepted"
+    return "probe" if digest(space.key(proposal.candidate)) % 1000 < 500 else "accepted"
 
 
 def scored(outcomes: dict[int, Outcome]) -> dict[int, Any]:
