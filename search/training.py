@@ -122,8 +122,9 @@ class Training:
     def run_to(self, step: int) -> bool:
         """Train up to a step. False, at once, when the loss is not finite."""
         self.model.train()
-        while self.step < step:
-            with drawing_from(mixed(self._seed, self.step)):
+        with drawing_from(0):  # once for all steps: to save and restore the generator takes as long as a layer
+            while self.step < step:
+                draw_from(mixed(self._seed, self.step), self.examples.x.device)
                 if not self._one_step():
                     return False
         return True
@@ -163,6 +164,14 @@ def drawing_from(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def draw_from(seed: int, device: torch.device) -> None:
+    """Seed what is drawn on the CPU and on a device; on the CPU alone that is 20 times quicker."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def shuffled_batches(count: int, size: int, seed: int) -> Iterator[Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from normact.spaces import tape
 from normact.spaces.errors import InputError
 from normact.spaces.graph import LayerGraph
 from normact.spaces.inputs import trainable
@@ -24,6 +27,7 @@ from normact.spaces.moments import (
     var,
 )
 from normact.spaces.ops import OPS
+from normact.spaces.tape import Frame, plan_of
 
 RAW = {"mean": mean, "rms": mean_square, "std": var}
 """What each statistic is before the root."""
@@ -163,53 +167,75 @@ class GraphLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_shape(x, self.features, self.layout)
+        plan = plan_of(self.graph) if tape.pays(x) else None
+        vectors = self._vectors()
+        if plan is None or not all(tape.serves(vector) for vector in vectors):
+            return self._interpreted(x, vectors, self.training, self._update)
+        frame = Frame(self._axis, self.groups, self.eps, None if self.training else self._kept_along(x), self._update)
+        replay = partial(self._replayed, self.training)
+        return tape.run(plan, frame, replay, x, vectors)
+
+    def _vectors(self) -> list[Tensor]:
+        """The parameters, in the order in which a plan takes them."""
+        names = [item.attribute for name in self.graph.trainables if (item := trainable(name))]
+        return [getattr(self, name) for name in (*names, *(("weight", "bias") if self.graph.affine else ()))]
+
+    def _replayed(self, training: bool, x: Tensor, *vectors: Tensor) -> Tensor:
+        return self._interpreted(x, vectors, training, lambda node, raw, count: None)
+
+    def _interpreted(
+        self, x: Tensor, vectors: Sequence[Tensor], training: bool, keep: Callable[[int, Tensor, int], None]
+    ) -> Tensor:
         values: list[Tensor] = []
-        inputs = {name: self._input(name, x) for name in self.graph.inputs}
+        inputs = {"x": x, "zero": x.new_zeros((1,) * x.dim())}
+        inputs |= {n: self._along_channels(v, x) for n, v in zip(self.graph.trainables, vectors, strict=False)}
+        running = None if training else self._kept_along(x)
         for i, (name, arguments) in enumerate(self.graph.nodes):
             args = [values[a] if isinstance(a, int) else inputs[a] for a in arguments]
             op = OPS[name]
             if op.moment is not None:
-                values.append(self._moment(i, op.moment, args[0].expand(x.shape)))
+                values.append(self._moment(i, op.moment, args[0].expand(x.shape), running, keep))
             else:
                 assert op.function is not None
                 values.append(op.function(*args))
         y = values[-1].expand(x.shape)
         if self.graph.affine:
-            y = y * self._along_channels(self.weight, x) + self._along_channels(self.bias, x)
+            y = y * self._along_channels(vectors[-2], x) + self._along_channels(vectors[-1], x)
         return y.to(x.dtype)  # some ops widen under autocast
-
-    def _input(self, name: str, x: Tensor) -> Tensor:
-        if name == "x":
-            return x
-        if name == "zero":
-            return x.new_zeros((1,) * x.dim())
-        item = trainable(name)
-        assert item is not None
-        return self._along_channels(getattr(self, item.attribute), x)
 
     def _along_channels(self, vector: Tensor, x: Tensor) -> Tensor:
         shape = [1] * x.dim()
         shape[self._axis] = vector.numel()
         return vector.to(x.dtype).view(shape)
 
-    def _moment(self, node: int, moment: Moment, value: Tensor) -> Tensor:
-        raw_function = RAW[moment.statistic]
+    def _kept_along(self, x: Tensor) -> Callable[[int], Tensor]:
+        """Running statistics by node, along the channels of x or of its wider form."""
+        wide = at_least_float32(x[:0])
+        return lambda node: self._along_channels(getattr(self, self._running[node]), wide)
+
+    def _moment(
+        self,
+        node: int,
+        moment: Moment,
+        value: Tensor,
+        running: Callable[[int], Tensor] | None,
+        keep: Callable[[int, Tensor, int], None],
+    ) -> Tensor:
         x = at_least_float32(value)
-        if moment.index_set == "group":
-            raw = per_group(x, raw_function, self.groups, self._axis)
+        if moment.index_set == "batch" and running:
+            raw = running(node)
+        elif moment.index_set == "group":
+            raw = per_group(x, RAW[moment.statistic], self.groups, self._axis)
         else:
-            axes = reduced_axes(moment.index_set, self._axis, x.dim())
-            if moment.index_set != "batch":
-                raw = raw_function(x, axes)
-            elif self.training:
-                raw = raw_function(x, axes)
-                self._update(self._running[node], raw, x.numel() // self.features)
-            else:
-                raw = self._along_channels(getattr(self, self._running[node]), x)
+            raw = RAW[moment.statistic](x, reduced_axes(moment.index_set, self._axis, x.dim()))
+            if moment.index_set == "batch":
+                keep(node, raw, x.numel() // self.features)
         return (raw if moment.statistic == "mean" else torch.sqrt(raw + self.eps)).to(value.dtype)
 
     @torch.no_grad()
-    def _update(self, name: str, raw: Tensor, count: int) -> None:
+    def _update(self, node: int, raw: Tensor, count: int) -> None:
+        """Take a batch's moment (before its root, of `count` entries a channel) into the running one."""
+        name = self._running[node]
         running = getattr(self, name)
         unbiased = count / max(count - 1, 1) if name.startswith("running_var") else 1.0
         running.lerp_((raw * unbiased).flatten().to(running.dtype), self.momentum)

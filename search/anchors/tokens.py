@@ -71,13 +71,18 @@ class TokenNet:
 
 
 class _Patches(nn.Module):
+    """Each patch through one linear map. The tokens lie one after the other in memory, as the layers like them."""
+
     def __init__(self, in_channels: int, patch: int, width: int, tokens: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(in_channels, width, patch, patch)
         self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(x).flatten(2).transpose(1, 2) + self.position
+        n, channels, height, width = x.shape
+        p = self.project.kernel_size[0]
+        rows = x.view(n, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return nn.functional.linear(rows, self.project.weight.flatten(1), self.project.bias) + self.position
 
 
 class _MeanOverTokens(nn.Module):
@@ -91,7 +96,8 @@ class _LinearMix(nn.Module):
         self.mix = nn.Linear(tokens, tokens)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mix(x.transpose(1, 2)).transpose(1, 2)
+        n, tokens, _ = x.shape  # the same as along transposed axes, without the copies
+        return torch.baddbmm(self.mix.bias.view(1, tokens, 1), self.mix.weight.expand(n, tokens, tokens), x)
 
 
 class _Attention(nn.Module):

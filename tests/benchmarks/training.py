@@ -1,0 +1,274 @@
+"""The training step against a plain loop: the same scores, and the ratio of their times on one thread.
+
+The plain loop is what a person would write: shuffled index batches, `model(x)`, `cross_entropy`, `zero_grad`,
+`backward`, `clip_grad_norm_`, AdamW as it comes, `loss.item()`; the graph run node by node with every value at full
+shape and `torch.var` for variances. Both sides train the same layers from the same weights on the same batches, the
+catalogue and as many random graphs as are asked for that pass every gate, on both default anchors.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from normact.launch.config import compose_config, search_evaluator
+from normact.search.evaluate import Evaluator
+from normact.search.pool import Job
+from normact.search.task import Task
+from normact.search.training import Recipe, Training, shuffled_batches
+from normact.spaces import CATALOGUE, GraphSpace, LayerGraph, LayerOptions, Site
+from normact.spaces.inputs import trainable
+from normact.spaces.layer import running_name
+from normact.spaces.moments import Moment, divisor_at_most
+from normact.spaces.ops import OPS
+from tests.benchmarks.machine import spread
+
+RANDOM_GRAPHS = 20
+SEEDS = 3
+
+
+class PlainLayer(nn.Module):
+    """A layer graph, node by node, every value at full shape."""
+
+    momentum: float
+
+    def __init__(self, graph: LayerGraph, site: Site, options: LayerOptions) -> None:
+        super().__init__()
+        self.graph = graph.canonical
+        self.channels = site.in_features
+        self.axis = 2 if site.layout == "NLC" else 1
+        self.groups = divisor_at_most(options.groups, self.channels)
+        self.eps, self.momentum = options.eps, options.momentum
+        if graph.affine:
+            self.weight = nn.Parameter(torch.ones(self.channels))
+            self.bias = nn.Parameter(torch.zeros(self.channels))
+        for name in self.graph.trainables:
+            item = trainable(name)
+            assert item is not None
+            value = torch.full((self.channels if item.per_channel else 1,), item.init)
+            self.register_parameter(item.attribute, nn.Parameter(value))
+        self.running: dict[int, str] = {}
+        for i, node in enumerate(self.graph.nodes):
+            moment = OPS[node.op].moment
+            if moment is not None and moment.index_set == "batch":
+                self.running[i] = running_name(moment, list(self.running.values()))
+                self.register_buffer(self.running[i], torch.zeros(self.channels))
+        self.reset_running_stats()
+
+    def reset_running_stats(self) -> None:
+        for name in self.running.values():
+            getattr(self, name).fill_(0.0 if name.startswith("running_mean") and "square" not in name else 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: list[Tensor] = []
+        for i, node in enumerate(self.graph.nodes):
+            args = [values[a] if isinstance(a, int) else self.input(a, x) for a in node.args]
+            op = OPS[node.op]
+            if op.moment is not None:
+                values.append(self.moment(i, op.moment, args[0]))
+            else:
+                assert op.function is not None
+                values.append(op.function(*args))
+        y = values[-1]
+        return y * self.along(self.weight, x) + self.along(self.bias, x) if self.graph.affine else y
+
+    def input(self, name: str, x: Tensor) -> Tensor:
+        if name in ("x", "zero"):
+            return x if name == "x" else torch.zeros_like(x)
+        item = trainable(name)
+        assert item is not None
+        return self.along(getattr(self, item.attribute), x)
+
+    def along(self, vector: Tensor, x: Tensor) -> Tensor:
+        shape = [1] * x.dim()
+        shape[self.axis] = len(vector)
+        return vector.view(shape).expand_as(x)
+
+    def moment(self, i: int, moment: Moment, x: Tensor) -> Tensor:
+        if moment.index_set == "batch" and not self.training:
+            raw = self.along(getattr(self, self.running[i]), x)
+        elif moment.index_set == "group":
+            split = x.unflatten(self.axis, (self.groups, -1))
+            dims = [d for d in range(1, split.dim()) if d != self.axis]
+            raw = statistic(split, moment.statistic, dims).expand_as(split).reshape(x.shape)
+        else:
+            raw = statistic(x, moment.statistic, self.reduced(moment.index_set, x)).expand_as(x)
+            if moment.index_set == "batch":
+                self.keep(self.running[i], raw.detach(), x)
+        return raw if moment.statistic == "mean" else torch.sqrt(raw + self.eps)
+
+    def reduced(self, index_set: str, x: Tensor) -> list[int]:
+        if index_set == "channel":
+            return [self.axis]
+        if index_set == "layer":
+            return list(range(1, x.dim()))
+        return [d for d in range(0 if index_set == "batch" else 1, x.dim()) if d != self.axis]
+
+    def keep(self, name: str, raw: Tensor, x: Tensor) -> None:
+        new = raw.movedim(self.axis, 0).flatten(1)[:, 0]
+        if name.startswith("running_var"):
+            count = x.numel() // self.channels
+            new = new * count / max(count - 1, 1)
+        running = getattr(self, name)
+        running.mul_(1 - self.momentum).add_(self.momentum * new)
+
+
+def statistic(x: Tensor, name: str, dims: list[int]) -> Tensor:
+    """Mean, mean square or biased variance, the axes kept."""
+    if name == "std":
+        return torch.var(x, dims, unbiased=False, keepdim=True)
+    return torch.mean(x if name == "mean" else x**2, dims, keepdim=True)
+
+
+def train_plainly(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, seed: int) -> list[float]:
+    """The plain loop: losses by step."""
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.lr,
+    )
+    batches = shuffled_batches(len(x), recipe.batch_size, seed)
+    losses = []
+    model.train()
+    for step in range(recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(step)
+        picks = next(batches)
+        loss = nn.functional.cross_entropy(model(x[picks]), y[picks])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: processor seconds of its steps, and what was measured after."""
+
+    seconds: float
+    loss: float
+    accuracy: float
+
+
+def plain_run(task: Task, space: GraphSpace, graph: LayerGraph, anchor: str, seed: int) -> Run:
+    training = task.start(anchor, lambda site: PlainLayer(graph, site, space.options), seed)
+    train = task.splits.train
+    start = time.process_time()
+    train_plainly(training.model, train.x, train.y, task.recipe, seed)
+    return measured(task, training, time.process_time() - start)
+
+
+def our_run(task: Task, space: GraphSpace, graph: LayerGraph, anchor: str, seed: int) -> Run:
+    training = task.start(anchor, lambda site: space.build(graph, site), seed)
+    start = time.process_time()
+    training.run_to(task.recipe.steps)
+    return measured(task, training, time.process_time() - start)
+
+
+def measured(task: Task, training: Training, seconds: float) -> Run:
+    values = task.measure(training)
+    return Run(seconds, values["validation_loss"], values["accuracy"])
+
+
+def random_graphs(evaluator: Evaluator, count: int) -> Iterator[LayerGraph]:
+    """Random graphs that pass every gate and finish their training."""
+    found, number = 0, 0
+    while found < count:
+        graph = evaluator.space.sample(np.random.default_rng([11, number]))
+        job = ((number, evaluator.space.to_json(graph)),)
+        number += 1
+        if all(not evaluator(Job(0, kind, job, 0))[0].gate for kind in ("screen", "train")):  # type: ignore[arg-type]
+            found += 1
+            yield graph
+
+
+def compared(task: Task, space: GraphSpace, graph: LayerGraph, anchor: str) -> list[tuple[Run, Run]]:
+    """(plain, ours) by seed; which goes first alternates."""
+    pairs = []
+    for seed in range(SEEDS):
+        sides = [plain_run, our_run]
+        order = sides if seed % 2 else sides[::-1]
+        runs = {side: side(task, space, graph, anchor, seed) for side in order}
+        pairs.append((runs[plain_run], runs[our_run]))
+    return pairs
+
+
+Pairs = dict[str, dict[str, list[tuple[Run, Run]]]]
+"""By layer, then by anchor."""
+
+
+def run() -> dict[str, Any]:
+    torch.set_num_threads(1)
+    evaluator = search_evaluator(compose_config(["objective=[validation_loss,accuracy]"]))
+    task, space = evaluator.task, evaluator.space
+    assert isinstance(space, GraphSpace)
+    layers = {name: layer.graph for name, layer in CATALOGUE.items()}
+    layers |= {f"random_{i}": graph for i, graph in enumerate(random_graphs(evaluator, RANDOM_GRAPHS))}
+    for anchor in task.anchors:  # warm-up
+        compared(task, space, layers["bn_relu"], anchor)
+    pairs: Pairs = {}
+    for name, graph in layers.items():
+        pairs[name] = {anchor: compared(task, space, graph, anchor) for anchor in task.anchors}
+        print(f"{name}: {ratio([p for by_seed in pairs[name].values() for p in by_seed]):.3f}  {graph}")
+    known = {name: pairs[name] for name in CATALOGUE}
+    drawn = {name: by_anchor for name, by_anchor in pairs.items() if name not in CATALOGUE}
+    return {
+        "seeds": SEEDS,
+        "steps": task.recipe.steps,
+        "ratio": ratios(pairs),
+        "ratio_catalogue": ratios(known),
+        "ratio_random": ratios(drawn),
+        **{f"on_{anchor}": on_anchor(pairs, anchor) for anchor in task.anchors},
+    }
+
+
+def ratio(pairs: list[tuple[Run, Run]]) -> float:
+    """Our seconds over the plain loop's."""
+    return sum(ours.seconds for _, ours in pairs) / sum(plain.seconds for plain, _ in pairs)
+
+
+def ratios(pairs: Pairs) -> dict[str, float]:
+    return spread([ratio([p for by_seed in by_anchor.values() for p in by_seed]) for by_anchor in pairs.values()], 3)
+
+
+def on_anchor(pairs: Pairs, anchor: str) -> dict[str, Any]:
+    """Times and agreement of scores on one anchor."""
+    runs = [by_anchor[anchor] for by_anchor in pairs.values()]
+    return {
+        "ratio": spread([ratio(by_seed) for by_seed in runs], 3),
+        "plain_ms_a_step": spread([10 * plain.seconds for by_seed in runs for plain, _ in by_seed], 2),
+        "our_ms_a_step": spread([10 * ours.seconds for by_seed in runs for _, ours in by_seed], 2),
+        "validation_loss": agreement([[(p.loss, o.loss) for p, o in by_seed] for by_seed in runs]),
+        "accuracy": agreement([[(p.accuracy, o.accuracy) for p, o in by_seed] for by_seed in runs]),
+    }
+
+
+def agreement(scores: list[list[tuple[float, float]]]) -> dict[str, float]:
+    """How far paired scores lie apart, against their spread over seeds; rank correlation of the layers' means."""
+    differences = [abs(ours - plain) for by_seed in scores for plain, ours in by_seed]
+    noise = statistics.fmean(statistics.variance([plain for plain, _ in by_seed]) for by_seed in scores) ** 0.5
+    means = [[statistics.fmean(pair[side] for pair in by_seed) for by_seed in scores] for side in (0, 1)]
+    return {
+        "median_difference": round(statistics.median(differences), 6),
+        "largest_difference": round(max(differences), 6),
+        "mean_signed_difference": round(
+            statistics.fmean(ours - plain for by_seed in scores for plain, ours in by_seed), 6
+        ),
+        "sd_over_seeds": round(noise, 6),
+        "spearman": round(spearman(*means), 4),
+    }
+
+
+def spearman(a: list[float], b: list[float]) -> float:
+    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    return float(np.corrcoef(ranks)[0, 1])
