@@ -135,6 +135,32 @@ def check_killed_with_eight_in_flight(make: MakeController) -> None:
     assert as_json(unbroken, further[0]) == as_json(fresh, further[1])
 
 
+def check_restored_from_what_it_says_it_needs(make: MakeController) -> None:
+    """A controller that needs but some history goes on from that alone as if never stopped."""
+    unbroken = make(seed=6)
+    if unbroken.history is None:
+        return
+    accepted: list[tuple[Proposal, Outcome]] = []
+    open_now: dict[int, Proposal] = {}
+    rng = np.random.default_rng(1)
+    for _ in range(150):
+        while len(open_now) < 5:
+            proposal = unbroken.ask()
+            open_now[proposal.number] = proposal
+        number = list(open_now)[int(rng.integers(5))]
+        outcome = judge(unbroken.space, open_now[number])
+        unbroken.tell(number, outcome)
+        proposal = open_now.pop(number)
+        if outcome.accepted:
+            accepted.append((proposal, outcome))
+    made = max(open_now) + 1
+    fresh = make(seed=6)
+    fresh.restore(made, list(open_now.values()), accepted[-unbroken.history :] if unbroken.history else [])
+    assert fresh.open == unbroken.open
+    further = [unbroken.ask() for _ in range(30)], [fresh.ask() for _ in range(30)]
+    assert as_json(unbroken, further[0]) == as_json(fresh, further[1])
+
+
 def check_bad_outcomes_do_not_stop_it(make: MakeController) -> None:
     """Nothing but rejections and duplicates, and scores that are not finite: it goes on proposing."""
     controller = make(seed=1)
@@ -156,5 +182,6 @@ CHECKS = (
     check_order_is_guarded,
     check_start_from_comes_first,
     check_killed_with_eight_in_flight,
+    check_restored_from_what_it_says_it_needs,
     check_bad_outcomes_do_not_stop_it,
 )
