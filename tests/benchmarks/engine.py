@@ -16,8 +16,9 @@ import numpy as np
 import ray
 
 from normact.launch.ray_pool import RayPool
+from normact.search.budget import Budget
 from normact.search.controllers import RandomSearch
-from normact.search.engine import Budget, Engine
+from normact.search.engine import Engine
 from normact.search.ledger import Ledger
 from normact.search.pool import Evaluate, Pool
 from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, LayerGraph, Node
@@ -28,6 +29,11 @@ from tests.benchmarks.machine import spread
 
 PROPOSALS = 4000
 REPEATS = 5
+BOUNDS = {
+    "outcomes_per_s": (1500, float("inf")),
+    "new_outcomes_per_s": (1500, float("inf")),
+    "ask_tell_ms_100k": (0, 1),
+}
 OTHERS_SECONDS = {"ray_tune": 30.0, "optuna_journal": 8.0, "optuna_sqlite": 8.0}
 
 

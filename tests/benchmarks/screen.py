@@ -15,6 +15,10 @@ from tests.benchmarks.machine import spread
 
 GRAPHS = 2000
 REPEATS = 5
+BOUNDS = {
+    "evonorm_b.graphs_per_s.median": (400, float("inf")),
+    "evonorm_s.graphs_per_s.median": (400, float("inf")),
+}
 
 
 def run() -> dict[str, Any]:
