@@ -33,6 +33,7 @@ def _is_number(value: Any) -> bool:
 
 _NUMBER = Kind("a finite number", _is_number)
 _SECONDS = Kind("a number of seconds above zero", lambda v: _is_number(v) and v > 0)
+_ABOVE = Kind("a number above zero", lambda v: _is_number(v) and v > 0)
 _SHARE = Kind("a number of at least 0", lambda v: _is_number(v) and v >= 0)
 _TEXT = Kind("a text that is not empty", lambda v: isinstance(v, str) and v != "")
 _TEXTS = Kind("a list of texts", lambda v: isinstance(v, list) and all(isinstance(item, str) for item in v))
@@ -66,7 +67,11 @@ _ROOT = {
     "export": _SECTION,
 }
 _ROOT_OPTIONAL = {"anchor": _PARTS, "objective": _PARTS}  # an empty list leaves the group out
-_POOL_OPTIONAL = {"workers": _whole(1), "gpus_per_worker": _SHARE}  # other keys are the pool's own matter
+_POOL_OPTIONAL = {
+    "workers": _whole(1),
+    "gpus_per_worker": _SHARE,
+    "memory_gib": _or_null(_ABOVE),
+}  # other keys are the pool's own matter
 
 _CLOSED: dict[str, tuple[dict[str, Kind], dict[str, Kind]]] = {
     "budget": ({"proposals": _or_null(_whole(0)), "minutes": _or_null(_NUMBER)}, {}),

@@ -10,8 +10,20 @@ from typing import Any
 from normact.launch.guard import theirs
 from normact.spaces.errors import InputError
 
-OURS = ("normact.spaces", "normact.search", "normact.launch.ray_pool")
-"""The modules of ours whose objects a config may name. The rest of `launch` runs what it is told to."""
+OURS = (
+    "normact.spaces",
+    "normact.search.anchors",
+    "normact.search.controllers",
+    "normact.search.data",
+    "normact.search.gates",
+    "normact.search.pool",
+    "normact.search.task",
+    "normact.search.training",
+    "normact.launch.ray_pool",
+)
+"""The modules of ours whose objects a config may name: those with parts. A `Ledger`, say, would write any file."""
+
+HERE = (None, "local", "auto")  # addresses of Ray that are this machine's own matter
 
 
 def check_targets(config: Any, allowed: Sequence[str] = ()) -> None:
@@ -21,7 +33,9 @@ def check_targets(config: Any, allowed: Sequence[str] = ()) -> None:
 
     Raises:
         InputError: a `_target_` is elsewhere, or leads elsewhere: it would run whatever the file says. Or a value is
-            an interpolation, which a resolved config has none of, and which could make a `_target_` later.
+            an interpolation, which a resolved config has none of, and which could make a `_target_` later. Or the
+            pool joins a cluster at an address, or has a `runtime_env`: whoever answers there, and whatever that
+            names, runs code here; `allowed` then has the address, or the word `pool.runtime_env`.
     """
     trusted = (*OURS, *allowed)
     for text in _texts(config):
@@ -36,6 +50,20 @@ def check_targets(config: Any, allowed: Sequence[str] = ()) -> None:
             raise InputError(
                 f"the run's config names {target!r}, which is not ours; if you trust it, add --allow {module or target}"
             )
+    _check_pool(config.get("pool") if isinstance(config, dict) else None, allowed)
+
+
+def _check_pool(pool: Any, allowed: Sequence[str]) -> None:
+    if not isinstance(pool, dict):
+        return
+    address = pool.get("address")
+    if address not in HERE and address not in allowed:
+        raise InputError(f"the run's config has pool.address={address}; if you trust it, add --allow {address}")
+    if pool.get("runtime_env") and "pool.runtime_env" not in allowed:
+        raise InputError(
+            f"the run's config has pool.runtime_env={str(pool['runtime_env'])[:200]}, which may run anything; "
+            "if you trust it, add --allow pool.runtime_env"
+        )
 
 
 def _targets(node: Any) -> Iterator[Any]:
