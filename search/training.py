@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from normact.search.data.base import Loss, Split
+from normact.search.flat import Flat, can_be_flat, move_state
 from normact.spaces.errors import InputError
 
 EVALUATION_BATCH = 256
@@ -69,13 +70,15 @@ class Recipe:
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimiser over a model's parameters."""
         parameters = [p for p in model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
+        return self.optimizer_over([p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1])
+
+    def optimizer_over(self, decayed: list[nn.Parameter], others: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser over parameters with and without weight decay."""
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         if self.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=self.lr, fused=True)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, fused=True)
+        # Not fused: that fails where a parameter gets its first gradient after others.
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -116,6 +119,9 @@ class Training:
         self.step = 0
         self.losses: list[float] = []
         self.optimizer = recipe.make_optimizer(model)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._flats: list[Flat] = []
+        self._rest: list[nn.Parameter] = []
         self._seed = seed
         self._batches = shuffled_batches(len(examples), recipe.batch_size, seed)
 
@@ -130,21 +136,48 @@ class Training:
         return True
 
     def _one_step(self) -> bool:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(self.step)
         picks = next(self._batches)
         loss = loss_of(self.loss, self.model(self.examples.x[picks]), self.examples.y[picks])
         value = float(loss.detach())
         self.losses.append(value)
         if not math.isfinite(value):
             return False
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         loss.backward()
-        if self.recipe.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        self.optimizer.step()
+        self._update()
         self.step += 1
         return True
+
+    def _update(self) -> None:
+        """One step of the optimiser along the gradients, clipped."""
+        if self.step == 0:
+            self._flatten()
+        if not all(flat.gather() for flat in self._flats) or any(p.grad is not None for p in self._rest):
+            self._unflatten()
+        parameters = [flat.whole for flat in self._flats] or self._parameters
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr_at(self.step)
+        self.optimizer.step()
+
+    def _flatten(self) -> None:
+        """Parameters that have a gradient become views of two tensors, where they all can."""
+        moving = [p for p in self._parameters if p.grad is not None]
+        if can_be_flat(self._parameters) and moving:
+            halves = [p for p in moving if p.dim() > 1], [p for p in moving if p.dim() <= 1]
+            flats = [Flat(half) if half else None for half in halves]
+            self._flats = [flat for flat in flats if flat]
+            self.optimizer = self.recipe.optimizer_over(*([flat.whole] if flat else [] for flat in flats))
+            self._rest = [p for p in self._parameters if p.grad is None]
+
+    def _unflatten(self) -> None:
+        """Back to single parameters: other ones than in the first step have gradients."""
+        optimizer = self.recipe.make_optimizer(self.model)
+        for flat in self._flats:
+            move_state(flat, self.optimizer, optimizer)
+        self._flats, self._rest, self.optimizer = [], [], optimizer
 
     @property
     def second_half_loss(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from normact.search.anchors.base import Make, Sites
@@ -59,6 +60,16 @@ class PreActResNet:
         return nn.Sequential(*layers, *_head(sites, out, self.outputs))
 
 
+class _Shortcut(nn.Conv2d):
+    """A convolution of one pixel as a product of matrices: on small images less than half the time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        picked = x[:, :, :: self.stride[0], :: self.stride[1]]
+        n, _, height, width = picked.shape
+        weight = self.weight.flatten(1).expand(n, -1, -1)
+        return torch.bmm(weight, picked.flatten(2)).view(n, -1, height, width)
+
+
 class _PreActBlock(nn.Module):
     def __init__(self, sites: Sites, features: int, out: int, stride: int) -> None:
         super().__init__()
@@ -67,7 +78,7 @@ class _PreActBlock(nn.Module):
         self.layer2 = sites.norm_act(out)
         self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
         changes = stride != 1 or features != out
-        self.shortcut = nn.Conv2d(features, out, 1, stride, bias=False) if changes else None
+        self.shortcut = _Shortcut(features, out, 1, stride, bias=False) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.layer1(x)

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from normact.launch.config import compose_config, search_evaluator
+from normact.search.anchors import tokens
 from normact.search.evaluate import Evaluator
 from normact.search.pool import Job
 from normact.search.task import Task
@@ -120,6 +122,18 @@ class PlainLayer(nn.Module):
         running.mul_(1 - self.momentum).add_(self.momentum * new)
 
 
+def as_usual(model: nn.Module) -> nn.Module:
+    """The anchors' own quick ways replaced by the modules' usual ones; the same parameters."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.forward = partial(nn.Conv2d.forward, module)  # type: ignore[method-assign]
+        elif isinstance(module, tokens._LinearMix):
+            module.forward = lambda x, mix=module.mix: mix(x.transpose(1, 2)).transpose(1, 2)  # type: ignore[method-assign]
+        elif isinstance(module, tokens._Patches):
+            module.forward = lambda x, m=module: m.project(x).flatten(2).transpose(1, 2) + m.position  # type: ignore[method-assign]
+    return model
+
+
 def statistic(x: Tensor, name: str, dims: list[int]) -> Tensor:
     """Mean, mean square or biased variance, the axes kept."""
     if name == "std":
@@ -164,7 +178,7 @@ def plain_run(task: Task, space: GraphSpace, graph: LayerGraph, anchor: str, see
     training = task.start(anchor, lambda site: PlainLayer(graph, site, space.options), seed)
     train = task.splits.train
     start = time.process_time()
-    train_plainly(training.model, train.x, train.y, task.recipe, seed)
+    train_plainly(as_usual(training.model), train.x, train.y, task.recipe, seed)
     return measured(task, training, time.process_time() - start)
 
 

@@ -1,3 +1,4 @@
+import copy
 import math
 import subprocess
 import sys
@@ -182,6 +183,75 @@ def test_adamw_first_step_is_the_learning_rate_in_the_gradients_direction():
     Training(model, Split(x, y), recipe, "mse", seed=0).run_to(1)
     expected = torch.tensor([[1.0, -1.0]]) * (1 - 0.01 * 0.1) + 0.01  # the gradient is negative in both
     torch.testing.assert_close(model.weight.detach(), expected, rtol=0, atol=1e-6)
+
+
+class Changing(nn.Module):
+    """A linear model with a part that some calls leave out, one that none uses, and one that is replaced once."""
+
+    def __init__(self, left_out=(), replaced=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.main, self.part, self.unused = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(2, 2)
+        self.out = nn.Linear(4, 1)
+        self.calls, self.left_out, self.replaced = 0, left_out, replaced
+
+    def forward(self, x):
+        if self.calls == self.replaced:
+            self.out.weight.data = self.out.weight.data * 0.5
+        h = self.main(x).tanh()
+        h = h if self.calls in self.left_out else h + self.part(h)
+        self.calls += 1
+        return self.out(h)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("kw", [{}, {"left_out": (0, 1)}, {"left_out": (4, 6)}, {"replaced": 5}], ids=str)
+def test_steps_are_those_of_torchs_own_optimizer_over_single_parameters(kw, optimizer):
+    recipe = Recipe(steps=10, batch_size=8, lr=0.05, optimizer=optimizer, weight_decay=0.1, clip=0.3, warmup=2)
+    x, y = torch.randn(40, 3), torch.randn(40, 1)
+    ours, theirs = Changing(**kw), Changing(**kw)
+    training = Training(ours, Split(x, y), recipe, "mse", seed=8)
+    assert training.run_to(10)
+    decay = [
+        {"params": [p for p in theirs.parameters() if p.dim() == n], "weight_decay": w} for n, w in ((2, 0.1), (1, 0))
+    ]
+    kinds = {"adamw": torch.optim.AdamW, "sgd": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, nesterov=True)}
+    stepper, batches = kinds[optimizer](decay, lr=0.05), shuffled_batches(40, 8, 8)
+    for t in range(10):
+        for group in stepper.param_groups:
+            group["lr"] = recipe.lr_at(t)
+        picks = next(batches)
+        stepper.zero_grad()
+        nn.functional.mse_loss(theirs(x[picks]), y[picks]).backward()
+        nn.utils.clip_grad_norm_(theirs.parameters(), 0.3)
+        stepper.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+    assert not torch.equal(ours.main.weight, Changing().main.weight)
+
+
+def test_a_copy_of_a_model_in_training_shares_nothing_with_it():
+    training = small_task().start("net", layer("bn_relu"), seed=0)
+    training.run_to(3)
+    twin = copy.deepcopy(training.model)
+    before = [p.detach().clone() for p in twin.parameters()]
+    training.run_to(5)
+    assert all_equal(list(twin.parameters()), before)
+    with torch.no_grad():
+        next(twin.parameters()).add_(1.0)
+    assert all_equal(list(twin.parameters())[1:], before[1:])
+
+
+def test_tied_double_and_frozen_parameters_train():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1))
+    model[1].weight.data = model[0].weight.data
+    model[2].weight.requires_grad_(False)
+    x = torch.randn(16, 3)
+    recipe = Recipe(steps=3, batch_size=4, lr=0.1)
+    assert Training(model, Split(x, x[:, :1]), recipe, "mse", 0).run_to(3)
+    assert model[1].weight.data_ptr() == model[0].weight.data_ptr()
+    assert Training(model.double(), Split(x.double(), x[:, :1].double()), recipe, "mse", 0).run_to(3)
 
 
 @pytest.mark.parametrize(
