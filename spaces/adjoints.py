@@ -1,7 +1,7 @@
-"""Ops and statistics with their derivatives written out, for large float32 tensors on a CPU.
+"""Ops with their derivatives written out, for large float32 tensors on a CPU.
 
-Values are those of the definitions in `ops` and `moments`, to the last bit; first derivatives are theirs up to
-rounding. No autograd records what is done here: `tape` runs it, forward and back.
+Values are those of the definitions in `ops`, to the last bit (tanh up to rounding); first derivatives are theirs up
+to rounding. No autograd records what is done here: `tape` runs it, forward and back.
 
 Why: torch's kernels for `where`, `masked_fill`, `var` and comparisons into bool are not vectorised, and the first
 two mispredict a branch at every sign change of a random tensor. On 65,536 entries of random sign (one core of an AMD
@@ -117,6 +117,12 @@ def _sqrt_back(g: Tensor, y: Tensor, kept: Any, args: list[Tensor], needs: Needs
     return (slope.mul_(g),)
 
 
+def _tanh(a: Tensor) -> tuple[Tensor, None]:
+    # oneDNN's is vectorised: 30 microseconds for 65,536 entries where torch's takes 138, and as exact.
+    vectorised = torch.backends.mkldnn.is_available() and a.numel() >= 4096 and a.is_contiguous()
+    return a.to_mkldnn().tanh().to_dense() if vectorised else torch.tanh(a), None
+
+
 _aten = torch.ops.aten
 
 ADJOINTS: dict[Callable[..., Tensor], Adjoint] = {
@@ -133,7 +139,7 @@ ADJOINTS: dict[Callable[..., Tensor], Adjoint] = {
     ops.log: Adjoint(_log, _log_back),
     ops.sqrt: Adjoint(_sqrt, _sqrt_back),
     ops.sigmoid: Adjoint(_simple(ops.sigmoid), lambda g, y, kept, args, needs: (_aten.sigmoid_backward(g, y),)),
-    ops.tanh: Adjoint(_simple(ops.tanh), lambda g, y, kept, args, needs: (_aten.tanh_backward(g, y),)),
+    ops.tanh: Adjoint(_tanh, lambda g, y, kept, args, needs: (_aten.tanh_backward(g, y),)),
     ops.relu: Adjoint(_simple(ops.relu), lambda g, y, kept, args, needs: (_aten.threshold_backward(g, y, 0),)),
     ops.silu: Adjoint(_simple(ops.silu), lambda g, y, kept, args, needs: (_aten.silu_backward(g, args[0]),)),
     ops.gelu: Adjoint(_simple(ops.gelu), lambda g, y, kept, args, needs: (_aten.gelu_backward(g, args[0]),)),

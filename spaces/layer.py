@@ -104,6 +104,8 @@ class GraphLayer(nn.Module):
     running ones in evaluation: `running = (1 - momentum) * running + momentum * new`, kept before the root;
     the variance kept is the unbiased one (n / (n - 1)), for n = 1 the biased one, which is 0.
 
+    Large float32 tensors on a CPU go through `tape`, all others node by node: the same function up to rounding.
+
     Parameters: `weight` and `bias` where the graph has an affine, and one per trainable input, (channels,) or
     (1,). Buffers: one (channels,) per batch moment.
 

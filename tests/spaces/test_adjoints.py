@@ -45,6 +45,14 @@ def test_values_are_the_definitions_to_the_last_bit(name):
         torch.testing.assert_close(value, op.function(*args), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.1, 1.0, 10.0])
+def test_tanh_of_a_large_tensor_is_as_exact_as_torchs(scale):
+    x = scale * torch.randn(50000, generator=torch.Generator().manual_seed(0))
+    x[:4] = torch.tensor([0.0, 1e30, -torch.inf, torch.nan])
+    value, _ = ADJOINTS[OPS["tanh"].function].forward(x)
+    torch.testing.assert_close(value.double(), x.double().tanh(), rtol=2.5e-7, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_derivatives_are_autograds_at_ties_and_singular_points_too(name):
     op = KNOWN[name]
