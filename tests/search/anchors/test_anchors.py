@@ -219,3 +219,24 @@ def test_each_call_takes_a_fresh_model():
 def test_a_factory_that_gives_no_such_model_is_refused(factory, match):
     with pytest.raises(InputError, match=match):
         SwappedModel(factory)(layer("bn_relu"))
+
+
+# -- quick ways are the usual modules ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [8, 7])
+def test_a_shortcut_is_its_convolution(size):
+    net = PreActResNet(1, 10, width=4, blocks=(1, 1))(lambda site: nn.Identity())
+    (shortcut,) = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    x = torch.randn(3, 4, size, size)
+    torch.testing.assert_close(shortcut(x), nn.functional.conv2d(x, shortcut.weight, stride=2))
+
+
+def test_patches_are_their_convolution_and_mixing_is_linear_over_tokens():
+    net = TokenNet(2, 8, 10, patch=2, width=6, depth=1)(lambda site: nn.Identity())
+    patches, block = net[0], net[1]
+    x = torch.randn(3, 2, 8, 8)
+    expected = patches.project(x).flatten(2).transpose(1, 2) + patches.position
+    torch.testing.assert_close(patches(x), expected)
+    mixed = block.mix.mix(expected.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(block.mix(expected), mixed)
