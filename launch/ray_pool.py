@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -38,7 +38,9 @@ class RayPool(Pool):
     life; so does whatever ends the process. A new worker takes its place. Jobs that were queued behind one
     that timed out go to another worker. Where a worker dies with several jobs in hand it cannot be known
     which one did it, as answers still under way die with it; so all of them run again, each alone on a
-    worker, and the one that kills again is `Lost`, with both deaths counted.
+    worker, and the one that kills again is `Lost`, with both deaths counted. Jobs of several candidates are
+    `Lost` at once, for whoever asked to submit them one by one: each of those runs alone, with the death that
+    it had with the others counted. So whatever ends its worker is sent twice, and its second death says so.
 
     A few jobs queue on a worker behind a short one, so that it never waits for the driver. Should that one turn
     out long, idle workers get them instead.
@@ -101,6 +103,7 @@ class RayPool(Pool):
         self._awaited: set[Seat] = set()
         self._alarms = Alarms()
         self._seconds: dict[JobKind, float] = {}
+        self._deaths_in_batch: Counter[int] = Counter()
         self._closed = False
         needs = {name: sum(group.needs[name] for group in self._groups) for name in ("CPU", "GPU")}
         self._opened = open_ray(address, needs, namespace)
@@ -131,7 +134,10 @@ class RayPool(Pool):
         """
         if self._closed:
             raise RuntimeError("the pool is closed")
-        self._queue(self._group_of[job.kind], Task(job, job_text(job)))
+        task = Task(job, job_text(job))
+        if len(job.candidates) == 1:
+            task.deaths = self._deaths_in_batch.pop(job.candidates[0][0], 0)
+        self._queue(self._group_of[job.kind], task)
         self._dispatch()
 
     def next(self, timeout: float) -> Report | None:
@@ -213,10 +219,12 @@ class RayPool(Pool):
             self._died_early(seat.group, reason)
         for task in seat.tasks:
             task.deaths += 1
-        if len(seat.tasks) == 1:
-            task = seat.tasks.popleft()
+        lost = [task for task in seat.tasks if len(seat.tasks) == 1 or len(task.job.candidates) > 1]
+        seat.group.put_back([task for task in seat.tasks if task not in lost])
+        for task in lost:
+            if len(task.job.candidates) > 1:
+                self._deaths_in_batch.update(number for number, _ in task.job.candidates)
             self._report(task, Lost(task.job, reason, task.deaths))
-        seat.group.put_back(seat.tasks)
         self._replace(seat)
 
     def _died_early(self, group: Group, reason: str) -> None:

@@ -167,6 +167,8 @@ class Engine:
                     self._settle_failures()
                 elif not self._may_propose:
                     break
+                elif self.pool.free("screen") <= 0:  # none is up: the pool learns of the next one when it is asked
+                    self._collect()
                 on_progress(self.progress)
         except KeyboardInterrupt:
             self.stop()

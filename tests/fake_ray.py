@@ -75,9 +75,9 @@ class FakeRay:
 
 
 @contextmanager
-def fake_ray(seed: int = 0) -> Iterator[FakeRay]:
+def fake_ray(fake: FakeRay | None = None) -> Iterator[FakeRay]:
     """Pools that are made within this have no Ray behind them."""
-    fake = FakeRay(seed)
+    fake = fake or FakeRay()
     with (
         mock.patch.object(ray_pool, "ray", fake),
         mock.patch.object(ray_seats, "ray", fake),

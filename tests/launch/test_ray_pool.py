@@ -14,7 +14,8 @@ import ray
 import tests.conformance.pool as suite
 from normact.launch.ray_pool import RayPool
 from normact.launch.ray_session import close_ray, open_ray
-from normact.search.pool import Done, Failed
+from normact.search.outcome import Outcome
+from normact.search.pool import Done, Failed, Job, Lost
 from normact.spaces.errors import InputError
 from tests.benchmarks.pool import seconds_per_job
 from tests.conformance.pool import WAIT, KillSuite, PoolSuite, job, kinds, make_evaluate, reports, warm_up
@@ -77,6 +78,33 @@ def test_without_prefetch_a_job_that_ends_its_worker_is_lost_at_once(make_pool):
     pool.submit(job(0, "exit"))
     assert pool.free("train") == 1
     assert reports(pool, 1)[0].deaths == 1
+
+
+def test_what_ends_its_worker_among_others_and_alone_was_sent_twice(make_pool, tmp_path):
+    def make():
+        def evaluate(job):
+            for number, candidate in job.candidates:
+                if candidate == "exit":
+                    with open(tmp_path / "sent", "a") as file:
+                        file.write(f"{number}\n")
+                    os._exit(1)
+            return [Outcome(number) for number, _ in job.candidates]
+
+        return evaluate
+
+    pool = make_pool(make, workers=2)
+    for n in range(8):
+        pool.submit(Job(n, "screen", ((n, ""),), 0))
+    reports(pool, 8)
+    pool.submit(Job(8, "screen", ((10, ""), (11, "exit"), (12, "")), 0))
+    [lost] = reports(pool, 1).values()
+    assert isinstance(lost, Lost)
+    for n in (10, 11, 12):
+        pool.submit(Job(n, "screen", ((n, {10: "", 11: "exit", 12: ""}[n]),), 0))
+    found = reports(pool, 3)
+    assert kinds(found) == {10: Done, 11: Lost, 12: Done}
+    assert found[11].deaths == 2
+    assert (tmp_path / "sent").read_text() == "11\n11\n"
 
 
 def test_behind_long_jobs_nothing_queues(make_pool, tmp_path):
@@ -148,6 +176,32 @@ def looked(pool):
     return report.reason.removeprefix("LookupError: ")
 
 
+def fills_memory():
+    """An evaluator of jobs that ask torch or Python for ever more memory."""
+
+    def evaluate(job):
+        import torch
+
+        kept = []
+        while job.candidates[0][1] == "torch":
+            kept.append(torch.ones(2**24))
+        while job.candidates[0][1] == "python":
+            kept.append(bytearray(2**26))
+        return [Outcome(number) for number, _ in job.candidates]
+
+    return evaluate
+
+
+@pytest.mark.parametrize(("whose", "words"), [("torch", "can't allocate memory"), ("python", "MemoryError")])
+def test_a_job_that_takes_all_memory_fails_and_its_worker_goes_on(make_pool, whose, words):
+    pool = make_pool(fills_memory, workers=1, memory_gib=2)
+    pool.submit(Job(0, "train", ((0, whose),), 0))
+    pool.submit(Job(1, "train", ((1, ""),), 0))
+    found = reports(pool, 2)
+    assert kinds(found) == {0: Failed, 1: Done}
+    assert words in found[0].reason
+
+
 def test_workers_have_one_thread_and_see_no_gpu(make_pool):
     def look():
         import torch
@@ -198,6 +252,9 @@ def sleeps():
         (make_evaluate, {"gpus_per_worker": 1, "start_seconds": 0.5}, "1 CPU, 1 GPU each, and Ray has 4 CPU"),
         (make_evaluate, {"workers": 0}, "pool.workers must be above zero, got 0"),
         (make_evaluate, {"gpus_per_worker": -1}, "pool.gpus_per_worker must be zero or more, got -1"),
+        (make_evaluate, {"memory_gib": 0}, "pool.memory_gib must be above zero, got 0"),
+        (make_evaluate, {"memory_gib": "much"}, "pool.memory_gib must be above zero, got much"),
+        (make_evaluate, {"memory_gib": 0.01}, "pool.memory_gib=0.01 is not above the "),
     ],
 )
 def test_workers_that_cannot_start_are_one_clear_error(make_pool, make, options, words):
