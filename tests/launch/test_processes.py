@@ -1,10 +1,8 @@
 """The installed command in processes of its own, on Ray: a person's own code, kills, interrupts."""
 
-import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,27 +11,23 @@ from pathlib import Path
 import pytest
 import yaml
 
-from normact.search.history import History
 from normact.search.ledger import Ledger
-from tests.judges import scored
 from tests.launch.conftest import TINY, TINY_RERANK
+from tests.launch.processes import (
+    NORMACT,
+    check_nothing_lost_or_doubled,
+    check_same_finds,
+    count_finished,
+    finished,
+    kill_when,
+    make_toy_config,
+    run,
+    toy_command,
+    wait_a_little,
+)
 
-NORMACT = [sys.executable, "-m", "normact.launch.main"]
 PERSON = Path(__file__).parent / "person"
 ON_RAY = [*TINY, "pool=ray", "pool.workers=2"]
-
-
-def run(*arguments, cwd, status=0):
-    done = subprocess.run([*NORMACT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout
-
-
-def check_nothing_lost_or_doubled(folder, proposals):
-    with Ledger(folder / "ledger.sqlite", write=False) as ledger:
-        assert [e.number for e in ledger.events("proposed")] == list(range(proposals))
-        assert sorted(e.number for e in ledger.events("finished")) == list(range(proposals))
-        return History(ledger)
 
 
 def test_a_persons_own_parts_work_on_ray_workers_from_another_folder(tmp_path):
@@ -66,23 +60,7 @@ def test_a_persons_own_parts_work_on_ray_workers_from_another_folder(tmp_path):
 
 @pytest.fixture
 def toy_config(tmp_path):
-    """A config folder with a space and an anchor of kind `linear`."""
-    folder = tmp_path / "config"
-    (folder / "space").mkdir(parents=True)
-    (folder / "anchor").mkdir()
-    shutil.copy(Path(__file__).parents[1] / "toy.py", folder / "toy_parts.py")
-    (folder / "space/toy.yaml").write_text("_target_: toy_parts.ToySpace\nmost: 50\n")
-    (folder / "anchor/toy.yaml").write_text("toy: {_target_: toy_parts.ToyNet}\n")
-    return folder
-
-
-def toy_command(folder, pool):
-    gates = ["~gates.propagation", "~gates.stability", "~gates.quality_30", "~gates.quality_100", "~gates.quality_10"]
-    rerank = ["rerank.finalists=2", "rerank.seeds=2", "rerank.baselines=[plain_square]", "anchor@rerank.anchor=[toy]"]
-    return [
-        "search", "--config-dir", folder, "space=toy", "anchor=[toy]", f"pool={pool}", "recipe.steps=20",
-        "recipe.lr=0.001", *gates, *rerank, "rerank.recipe.steps=30", "budget.minutes=null", "budget.proposals=60",
-    ]  # fmt: skip
+    return make_toy_config(tmp_path / "config")
 
 
 @pytest.mark.parametrize("pool", ["local", "ray"])
@@ -106,10 +84,11 @@ def test_killed_in_the_middle_and_resumed_nothing_is_lost_or_doubled(tmp_path):
     command = ["search", *ON_RAY, "controller=random", "budget.proposals=120", "limits.batch=4"]
     run(*command, "run_dir=whole", cwd=tmp_path)
     whole = check_nothing_lost_or_doubled(tmp_path / "whole", 120)
-    kill_when(tmp_path, [*command, "run_dir=killed"], finished=15)
-    kill_when(tmp_path, ["resume", "killed"], finished=50)
-    with Ledger(tmp_path / "killed/ledger.sqlite", write=False) as ledger:
-        before = {e.number: e.data for e in ledger.events("finished")}
+    ledger_path = tmp_path / "killed/ledger.sqlite"
+    kill_when([*NORMACT, *command, "run_dir=killed"], tmp_path, lambda: count_finished(ledger_path) >= 15)
+    kill_when([*NORMACT, "resume", "killed"], tmp_path, lambda: count_finished(ledger_path) >= 50)
+    before = finished(ledger_path)
+    with Ledger(ledger_path, write=False) as ledger:
         in_flight = ledger.count("proposed") - len(before)
     assert 50 <= len(before) < 120
     assert in_flight > 0, "it was killed with nothing in flight: the test tests nothing"
@@ -117,51 +96,14 @@ def test_killed_in_the_middle_and_resumed_nothing_is_lost_or_doubled(tmp_path):
     assert f"{in_flight} of them judged again" in out
     killed = check_nothing_lost_or_doubled(tmp_path / "killed", 120)
     assert all(killed.outcomes[n].to_json() == data for n, data in before.items()), "a record was changed"
-    assert killed.proposals == whole.proposals
-
-    def trained(history):
-        return scored({n: o for n, o in history.outcomes.items() if o.same_as is None})
-
-    # Which of two equal functions came first may differ with the order of workers; what was found may not.
-    common = trained(killed).keys() & trained(whole).keys()
-    assert len(common) > 30
-    assert {n: trained(killed)[n] for n in common} == {n: trained(whole)[n] for n in common}
-    prints = [{o.fingerprint for o in h.outcomes.values() if o.accepted} for h in (killed, whole)]
-    assert prints[0] == prints[1]
-
-
-def kill_when(tmp_path, command, finished):
-    """Start a command, and kill its driver with signal 9 once so many outcomes are in the ledger."""
-    ledger_path = tmp_path / "killed/ledger.sqlite"
-    with subprocess.Popen([*NORMACT, *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            if ledger_path.exists() and count_finished(ledger_path) >= finished:
-                process.send_signal(signal.SIGKILL)
-                break
-            wait_a_little(process)
-        process.stdout.read()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-
-
-def wait_a_little(process):
-    """Look again soon, or when the process ends."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=0.02)
-
-
-def count_finished(path):
-    try:
-        with Ledger(path, write=False) as ledger:
-            return ledger.count("finished")
-    except ValueError:  # not made whole yet
-        return 0
+    check_same_finds(killed, whole)
 
 
 def test_ctrl_c_ends_cleanly_and_the_run_goes_on(tmp_path):
     command = [*NORMACT, "search", *ON_RAY, "budget.proposals=100", "run_dir=killed"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         ledger_path = tmp_path / "killed/ledger.sqlite"
-        while process.poll() is None and not (ledger_path.exists() and count_finished(ledger_path) >= 10):
+        while process.poll() is None and count_finished(ledger_path) < 10:
             wait_a_little(process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the driver and its workers
         out = process.stdout.read()
@@ -194,47 +136,6 @@ def test_fashion_mnist_is_searched_for_real(tmp_path, require):
     baseline = next(row for row in shown["rerank"] if row["entrant"]["role"] == "baseline")
     assert 0.5 < baseline["test"] < 0.9, "BN-ReLU after 150 steps of Fashion-MNIST"
     assert len(list((tmp_path / "run/exports").glob("*.py"))) == 1
-
-
-HOSTILE = """
-import os
-
-import torch
-from toy_parts import BASES, Choice, ToySpace
-
-
-class HostileSpace(ToySpace):
-    def baselines(self):
-        return {"plain_square": Choice("square", 2)}
-
-    def build(self, candidate, site):
-        if candidate == Choice("sine", 1):
-            raise ArithmeticError("no such layer")
-        if candidate == Choice("sine", 2):
-            os._exit(1)
-        while candidate == Choice("sine", 3):
-            pass
-        if candidate == Choice("sine", 4):
-            return torch.nn.Identity()
-        return super().build(candidate, site)
-"""
-
-
-@pytest.mark.slow
-def test_candidates_that_raise_hang_or_end_the_process_are_recorded_rejections(tmp_path, toy_config):
-    """Each in a real worker, in a space of 12 functions: every other one is judged all the same."""
-    (toy_config / "hostile_parts.py").write_text(HOSTILE)
-    (toy_config / "space/hostile.yaml").write_text("_target_: hostile_parts.HostileSpace\nmost: 6\n")
-    command = [part if part != "space=toy" else "space=hostile" for part in toy_command(toy_config, "ray")]
-    run(*command, "limits.screen_seconds=4", "rerank.finalists=0", "run_dir=run", cwd=tmp_path)
-    history = check_nothing_lost_or_doubled(tmp_path / "run", 60)
-    ended = {}
-    for number, outcome in history.outcomes.items():
-        if outcome.same_as is None:
-            choice = history.proposals[number].candidate
-            ended[choice["basis"], choice["count"]] = outcome.gate
-    expected = {("sine", 1): "error", ("sine", 2): "worker", ("sine", 3): "time", ("sine", 4): "probe"}
-    assert ended == {(b, c): expected.get((b, c), "") for b in ("sine", "square") for c in range(1, 7)}
 
 
 @pytest.mark.slow
