@@ -259,10 +259,10 @@ def test_a_task_whose_labels_say_nothing_fails_quality():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_default_gate_tells_known_layers_from_known_bad_ones_on_the_default_anchors(seed):
-    """Known layers by a factor of at least 1,000 below the limit; divisions and a square above it."""
+    """Known layers by a factor of at least 1,000 below the limit; divisions without a guard above it."""
     config = compose_config([])
     task, gate = task_of(config), next(g for g in gates_of(config) if g.name == "stability")
-    bad = {"1/x": lambda x: 1 / x, "x/(x-1)": lambda x: x / (x - 1), "square": torch.square}
+    bad = {"1/x": lambda x: 1 / x, "x/(x-1)": lambda x: x / (x - 1)}
     for anchor in task.anchors:
         for name in ("bn_relu", "gn_relu", "frn_tlu", "evonorm_b0", "evonorm_b1", "evonorm_s0"):
             training = task.start(anchor, layer(name), seed)
