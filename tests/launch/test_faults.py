@@ -227,6 +227,18 @@ def test_a_full_disk_stops_the_search_clearly_and_it_goes_on_with_room(tmp_path,
 # -- the ledger's file -------------------------------------------------------------------------------------
 
 
+def read_all(ledger):
+    """Whatever a command can ask: events, one by one and through their index, the ranking, facts."""
+    History(ledger).check()
+    list(ledger.identities())
+    for event in ledger.events("proposed", "finished"):
+        ledger.event(event.kind, event.number)
+    for objective in ledger.measured():
+        for device in ledger.devices(objective):
+            ledger.ranked(objective, device, True)
+    ledger.meta("versions")
+
+
 def test_a_ledger_cut_off_anywhere_is_one_clear_error(tmp_path, normact):
     assert normact("search", *TINY, "run_dir=run")[0] == 0
     path = tmp_path / "run/ledger.sqlite"
@@ -237,7 +249,7 @@ def test_a_ledger_cut_off_anywhere_is_one_clear_error(tmp_path, normact):
     for length in sorted(lengths):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"ledger\.sqlite") as error, open_ledger(tmp_path / "run") as ledger:
-            History(ledger).check()
+            read_all(ledger)
         assert "\n" not in str(error.value)
     path.write_bytes(whole)
     assert json.loads(normact("show", "run", "--json")[1])["proposals"] == 40
