@@ -15,6 +15,7 @@ from torch import nn
 
 from normact.search.data.base import Split
 from normact.search.gates.base import Gate, ScreenContext, ScreenGate, TrainContext, TrainGate, Verdict
+from normact.search.heap import keep_freed_memory
 from normact.search.objective import Score
 from normact.search.outcome import Outcome, Rejection
 from normact.search.pool import Job, worker_name
@@ -100,6 +101,7 @@ class Evaluator:
     def __call__(self, job: Job) -> Sequence[Outcome]:
         judge = self._screen if job.kind == "screen" else self._train
         if job.kind == "train":
+            keep_freed_memory()
             self._load()
         return [self._judged(judge, number, data, job.seed) for number, data in job.candidates]
 

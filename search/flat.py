@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,3 +64,46 @@ def move_state(flat: Flat, source: torch.optim.Optimizer, target: torch.optim.Op
         )
         for member, part in zip(flat.members, parts, strict=True):
             target.state[member][name] = part.clone() if isinstance(part, Tensor) else part
+
+
+@torch.no_grad()
+def step(optimizer: torch.optim.Optimizer) -> None:
+    """The optimiser's step over flat parameters that all have a gradient.
+
+    For AdamW it calls the kernel at once: what the optimiser does around it takes three times as long as that.
+    """
+    states = [optimizer.state.get(p) for group in optimizer.param_groups for p in group["params"]]
+    if not isinstance(optimizer, torch.optim.AdamW) or not hasattr(torch, "_fused_adamw_") or not all(states):
+        optimizer.step()
+        return
+    for group in optimizer.param_groups:
+        if group["params"]:
+            _adamw(group, [optimizer.state[p] for p in group["params"]])
+
+
+def _adamw(group: dict[str, Any], states: list[dict[str, Tensor]]) -> None:
+    beta1, beta2 = group["betas"]
+    torch._fused_adamw_(
+        group["params"],
+        [p.grad for p in group["params"]],
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"].add_(1) for state in states],
+        lr=group["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def clip(gradients: Sequence[Tensor], largest: float) -> None:
+    """What `clip_grad_norm_` does, up to rounding, for a few large gradients: scale all to a norm of at most that."""
+    norm = math.hypot(*[float(torch.linalg.vector_norm(gradient)) for gradient in gradients])
+    factor = largest / (norm + 1e-6)
+    if not factor >= 1:  # so too where the norm is not a number
+        for gradient in gradients:
+            gradient.mul_(factor)

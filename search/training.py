@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from normact.search.data.base import Loss, Split
-from normact.search.flat import Flat, can_be_flat, move_state
+from normact.search.flat import Flat, can_be_flat, clip, move_state, step
 from normact.spaces.errors import InputError
 
 EVALUATION_BATCH = 256
@@ -155,12 +155,16 @@ class Training:
             self._flatten()
         if not all(flat.gather() for flat in self._flats) or any(p.grad is not None for p in self._rest):
             self._unflatten()
-        parameters = [flat.whole for flat in self._flats] or self._parameters
-        if self.recipe.clip:
-            nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr_at(self.step)
-        self.optimizer.step()
+        if self._flats:
+            if self.recipe.clip:
+                clip([flat.whole.grad for flat in self._flats if flat.whole.grad is not None], self.recipe.clip)
+            step(self.optimizer)
+        else:
+            if self.recipe.clip:
+                nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip)
+            self.optimizer.step()
 
     def _flatten(self) -> None:
         """Parameters that have a gradient become views of two tensors, where they all can."""
