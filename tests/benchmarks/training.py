@@ -1,9 +1,12 @@
 """The training step against a plain loop: the same scores, and the ratio of their times on one thread.
 
-The plain loop is what a person would write: shuffled index batches, `model(x)`, `cross_entropy`, `zero_grad`,
-`backward`, `clip_grad_norm_`, AdamW as it comes, `loss.item()`; the graph run node by node with every value at full
-shape and `torch.var` for variances. Both sides train the same layers from the same weights on the same batches, the
-catalogue and as many random graphs as are asked for that pass every gate, on both default anchors.
+The plain loop is the textbook one: a `TensorDataset` behind a `DataLoader` (default collation, no workers; its batch
+sampler gives the same indices as ours, so that scores stay paired), the rate of each step set by hand, `model(x)`,
+`cross_entropy`, `zero_grad`, `backward`, `clip_grad_norm_`, AdamW as it comes, `loss.item()`; the graph run node by
+node with every value at full shape and `torch.var` for variances. Both sides train the same layers from the same
+weights on the same batches, the catalogue and as many random graphs as are asked for that pass every gate, on both
+default anchors. `loading_ms_a_step` is what data kept as one tensor gives: the time of the `DataLoader`'s batches, and
+of indexing.
 
 Where the time goes decides what can be won: on preact_resnet convolutions take about 2 ms of a step whatever the
 layer, so layers that compute little (`abs(x)`) gain little there. Tried and not taken, ratio to the step without:
@@ -20,14 +23,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from normact.launch.config import compose_config, search_evaluator
 from normact.search.anchors import tokens
+from normact.search.data.base import Split
 from normact.search.evaluate import Evaluator
 from normact.search.pool import Job
 from normact.search.task import Task
@@ -148,7 +154,41 @@ def statistic(x: Tensor, name: str, dims: list[int]) -> Tensor:
     return torch.mean(x if name == "mean" else x**2, dims, keepdim=True)
 
 
-def train_plainly(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, seed: int) -> list[float]:
+class BatchSampler(Sampler[list[int]]):
+    """The indices of the first `recipe.steps` batches, as lists."""
+
+    def __init__(self, count: int, recipe: Recipe, seed: int) -> None:
+        self.count, self.recipe, self.seed = count, recipe, seed
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for picks in islice(shuffled_batches(self.count, self.recipe.batch_size, self.seed), self.recipe.steps):
+            yield picks.tolist()
+
+
+def loader(examples: Split, recipe: Recipe, seed: int) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches as torch's own classes make them: example by example, then stacked."""
+    return DataLoader(TensorDataset(examples.x, examples.y), batch_sampler=BatchSampler(len(examples), recipe, seed))
+
+
+def loading_ms(examples: Split, recipe: Recipe) -> dict[str, dict[str, float]]:
+    """Milliseconds a step that it takes to have the batches, on either side."""
+
+    def indexed() -> Iterator[tuple[Tensor, Tensor]]:
+        for picks in islice(shuffled_batches(len(examples), recipe.batch_size, 0), recipe.steps):
+            yield examples.x[picks], examples.y[picks]
+
+    sides = {"data_loader": lambda: loader(examples, recipe, 0), "one_tensor": indexed}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(10):
+        for name, batches in sides.items():
+            start = time.process_time()
+            for _ in batches():
+                pass
+            times[name].append(1000 * (time.process_time() - start) / recipe.steps)
+    return {name: spread(values, 3) for name, values in times.items()}
+
+
+def train_plainly(model: nn.Module, examples: Split, recipe: Recipe, seed: int) -> list[float]:
     """The plain loop: losses by step."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
@@ -156,14 +196,12 @@ def train_plainly(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, seed: 
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=recipe.lr,
     )
-    batches = shuffled_batches(len(x), recipe.batch_size, seed)
     losses = []
     model.train()
-    for step in range(recipe.steps):
+    for step, (x, y) in enumerate(loader(examples, recipe, seed)):
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(step)
-        picks = next(batches)
-        loss = nn.functional.cross_entropy(model(x[picks]), y[picks])
+        loss = nn.functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -183,9 +221,8 @@ class Run:
 
 def plain_run(task: Task, space: GraphSpace, graph: LayerGraph, anchor: str, seed: int) -> Run:
     training = task.start(anchor, lambda site: PlainLayer(graph, site, space.options), seed)
-    train = task.splits.train
     start = time.process_time()
-    train_plainly(as_usual(training.model), train.x, train.y, task.recipe, seed)
+    train_plainly(as_usual(training.model), task.splits.train, task.recipe, seed)
     return measured(task, training, time.process_time() - start)
 
 
@@ -246,6 +283,7 @@ def run() -> dict[str, Any]:
     return {
         "seeds": SEEDS,
         "steps": task.recipe.steps,
+        "loading_ms_a_step": loading_ms(task.splits.train, task.recipe),
         "ratio": ratios(pairs),
         "ratio_catalogue": ratios(known),
         "ratio_random": ratios(drawn),
