@@ -8,7 +8,7 @@ from functools import cache
 
 MMAP_THRESHOLD = 32 << 20
 """Bytes; smaller blocks come from the heap. The most that glibc takes."""
-TRIM_THRESHOLD = 256 << 20
+TRIM_THRESHOLD = 64 << 20
 """Bytes that may lie free at the heap's top before they go back to the system."""
 
 # From glibc's malloc.h.

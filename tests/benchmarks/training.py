@@ -8,12 +8,19 @@ weights on the same batches, the catalogue and as many random graphs as are aske
 default anchors. `loading_ms_a_step` is what data kept as one tensor gives: the time of the `DataLoader`'s batches, and
 of indexing.
 
+Both sides run in one process, hence with freed memory kept (`normact.search.heap`), which is ours but helps both.
+
 Where the time goes decides what can be won: on preact_resnet convolutions take about 2 ms of a step whatever the
-layer, so layers that compute little (`abs(x)`) gain little there. Tried and not taken, ratio to the step without:
-channels_last 0.91 to 0.92 on preact_resnet (a person's layer that calls `view` would break), convolutions in bfloat16
-1.01 to 1.05 (0.98 to 1.02 with channels_last), glibc told to keep freed memory 0.80 to 0.95 against a mapping
-threshold that is held low, little against its default, candidates side by side in one job (all they could share is
-the batch: 7 microseconds of some 5 ms).
+layer, at some 70 of the 95 GFLOP/s that products of matrices reach here, so layers that compute little (`abs(x)`) gain
+little there. What the last changes gave, as the ratio of a step with to one without, alternating stretches of 4 steps
+of one training, medians over 22, two layers on both anchors: AdamW's kernel called at once 0.92 to 0.95, clipping in
+two norms 0.96 to 0.98, seeds mixed ahead 0.95 to 0.99; freed memory kept, over whole candidates, 0.94, 0.97 and 0.99
+in three pairs of processes. Tried and not taken, ratio to the step without: channels_last on preact_resnet 0.96 to
+1.01 with all layers, pooling and shortcuts in it (five layers; a step against itself: 1.01 to 1.02), convolutions in
+bfloat16 1.01 to 1.05, candidates side by side in one job (all they could share is the batch: 7 microseconds of some
+5 ms). oneDNN's linear maps are no faster than MKL's (43 to 51 against 44 to 55 microseconds forward for 1024 rows
+between 32 and 64 channels). Garbage collection takes 2 ms of 8 s once a worker is warm: to freeze or stop it gains
+nothing.
 """
 
 from __future__ import annotations
