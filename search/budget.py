@@ -65,5 +65,5 @@ class Limits:
     def batch_size(self, kind: JobKind, cost: float | None) -> int:
         """How many candidates go into a job, given the measured seconds of one; None where none was measured yet."""
         if cost is None:
-            return 8 if kind == "screen" else 1
+            return min(8, self.batch) if kind == "screen" else 1
         return int(max(1, min(self.batch, self.job_seconds / max(cost, 1e-6))))

@@ -24,6 +24,7 @@ REPORTS_AT_ONCE = 64
 HOLD_SECONDS = 0.2  # how long an event may wait for others, to be written with them
 FILL_SECONDS = 0.05  # after so long of handing out, answers are taken in
 LEAST_PASSING = 0.01  # of the share of screened candidates that go on to training, as it is estimated
+CLOCK_SECONDS = 1.0  # how old the time in the ledger may be while nothing happens
 WAIT_SECONDS = 0.5
 KILLS_ALLOWED = 2
 EXHAUSTED = 10_000
@@ -100,14 +101,14 @@ class Engine:
         self._deaths: defaultdict[int, int] = defaultdict(int)
         self._cost: dict[JobKind, float | None] = {"screen": None, "train": None}
         self._since: dict[int, float] = {}
-        self._failed: list[Outcome] = []
+        self._failed: dict[JobKind, list[Outcome]] = {"screen": [], "train": []}
         self._screening = 0
         self._passing = 1.0
-        self._judged_any = False
+        self._judged: set[JobKind] = set()
         self._stopped = False
         self._duplicates_in_a_row = 0
         self._events: list[Event] = []
-        self._held_since = self.clock.now()
+        self._held_since = self._written = self.clock.now()
         self._jobs = 0
         self._before = 0.0
         self._started = self.clock.now()
@@ -163,8 +164,9 @@ class Engine:
                 filled = self._fill()
                 if self._has_work:
                     self._collect(wait=filled)
-                elif self._failed:
-                    self._settle_failures()
+                elif any(self._failed.values()):
+                    self._settle_failures("screen")
+                    self._settle_failures("train")
                 elif not self._may_propose:
                     break
                 elif self.pool.free("screen") <= 0:  # none is up: the pool learns of the next one when it is asked
@@ -297,7 +299,8 @@ class Engine:
         """Take in what is there; where nothing is, write down what happened and wait."""
         report = self.pool.next(0.0)
         if report is None and wait:
-            self._flush()
+            if self._events or self.clock.now() - self._written >= CLOCK_SECONDS:
+                self._flush()
             remaining = self.budget.remaining(self.seconds)
             report = self.pool.next(WAIT_SECONDS if remaining is None else min(WAIT_SECONDS, remaining))
         taken = 0
@@ -315,8 +318,8 @@ class Engine:
         if job.kind == "screen":
             self._screening -= len(job.candidates)
         if isinstance(report, Done):
-            self._judged_any = True
-            self._settle_failures()
+            self._judged.add(job.kind)
+            self._settle_failures(job.kind)
             self._learn_cost(job.kind, report.outcomes)
             for outcome in report.outcomes:
                 if job.kind == "screen":
@@ -341,21 +344,22 @@ class Engine:
         reason = f"in its {kind} job: {_reason(report)}"
         rejected = Outcome(number, gate, reason, seconds={gate: seconds}, seed=self.seed)
         if isinstance(report, Failed):  # the candidate's fault only if others go well: see _settle_failures
-            self._failed.append(rejected)
-            if len(self._failed) >= FAILURES_ALLOWED:
-                raise InputError(f"the evaluator failed {len(self._failed)} times in a row: {_reason(report)}")
+            failed = self._failed[kind]
+            failed.append(rejected)
+            if len(failed) >= FAILURES_ALLOWED:
+                raise InputError(f"the evaluator failed {len(failed)} times in a row: {_reason(report)}")
         else:
             self._reject(rejected)
 
-    def _settle_failures(self) -> None:
-        """Evaluators that failed alone: their candidates are rejected, unless nothing was ever judged.
+    def _settle_failures(self, kind: JobKind) -> None:
+        """Jobs in which the evaluator failed: their candidates are rejected, unless none of the kind ever went well.
 
         Raises:
-            InputError: nothing was ever judged, so it is not the candidates.
+            InputError: none ever did, so it is not the candidates.
         """
-        if self._failed and not self._judged_any:
-            raise InputError(f"the evaluator fails on everything: {self._failed[0].reason}")
-        failed, self._failed = self._failed, []
+        failed, self._failed[kind] = self._failed[kind], []
+        if failed and kind not in self._judged:
+            raise InputError(f"the evaluator fails on everything: {failed[0].reason}")
         for rejected in failed:
             self._reject(rejected)
 
@@ -429,8 +433,9 @@ class Engine:
 
     def _flush(self) -> None:
         """Write what happened in one transaction, with the counts and the time: a killed session's time counts too."""
-        events, self._events = self._events, []
-        self.ledger.append(events, {"funnel": self.funnel.to_json(), "active_seconds": self.seconds})
+        self.ledger.append(self._events, {"funnel": self.funnel.to_json(), "active_seconds": self.seconds})
+        self._events = []  # only now: where the disk is full, the counts must not get ahead of the events
+        self._written = self.clock.now()
 
     def _proposal_json(self, proposal: Proposal) -> dict[str, Any]:
         return {

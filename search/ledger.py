@@ -112,6 +112,8 @@ class Ledger:
         self._lock: IO[str] | None = _lock(self.path) if write else None
         mode = "rwc" if create else "rw" if write else "ro"
         try:
+            if write and not create:
+                self._check_size()
             self._db = sqlite3.connect(f"file:{_quoted(self.path)}?mode={mode}", uri=True, isolation_level=None)
             if create:
                 self._make(durability)
@@ -142,6 +144,26 @@ class Ledger:
             raise InputError(f"{self.path} has schema {schema}, this version reads {SCHEMA}; upgrade the program")
         if schema < SCHEMA:
             raise InputError(f"{self.path} has schema {schema}, this version reads {SCHEMA}; use the one that wrote it")
+
+    def _check_size(self) -> None:
+        """Whether the file is as long as its header says.
+
+        Asked where nobody else writes, and where a killed driver left no log beside it: moving that log's pages into
+        the file begins with the header.
+        """
+        log = self.path.with_name(self.path.name + "-wal")
+        if log.exists() and log.stat().st_size:
+            return
+        with self.path.open("rb") as file:
+            header = file.read(100)
+        if not header.startswith(b"SQLite format 3"):
+            return
+        size, pages = int.from_bytes(header[16:18], "big"), int.from_bytes(header[28:32], "big")
+        expected = pages * (65536 if size == 1 else size)
+        if (actual := self.path.stat().st_size) < expected:
+            raise InputError(
+                f"{self.path} is cut off: it has {actual} bytes, {expected} were written; restore it from a copy"
+            )
 
     def append(self, events: Sequence[Event], facts: Mapping[str, Any] | None = None) -> None:
         """Add events in one transaction: all of them or none.

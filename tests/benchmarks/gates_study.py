@@ -34,8 +34,7 @@ from normact.search.task import Task
 from normact.search.training import Training, drawing_from
 from normact.spaces import Space
 
-GRAPHS = 1000
-
+GRAPHS = 2000
 WORKERS = 2
 CHECKPOINTS = (5, 10, 20, 30, 50, 100)
 ASCENTS = (0, 10, 30)

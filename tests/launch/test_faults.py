@@ -195,7 +195,7 @@ def test_hostile_candidates_are_recorded_rejections_and_all_others_are_judged(tm
 
 
 @pytest.fixture
-def small_disk(tmp_path, require):
+def small_disk(tmp_path):
     """A file system of its own of 700 kB; gives a function that makes it larger."""
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -204,7 +204,8 @@ def small_disk(tmp_path, require):
         command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
         return subprocess.run(command, capture_output=True).returncode == 0
 
-    require(mount("size=700k"), "the right to mount a tmpfs")
+    if not mount("size=700k"):  # a right of whoever runs the tests, which nothing that is installed gives
+        pytest.skip("needs the right to mount a tmpfs")
     yield lambda: mount("remount,size=64m")
     subprocess.run(["umount", "-l", str(folder)], check=True)
 

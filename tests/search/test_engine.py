@@ -391,6 +391,27 @@ class TestResume:
         assert run.funnel.proposals == 0
 
 
+def test_where_nothing_can_be_written_the_counts_stay_with_the_events(ledger, monkeypatch):
+    """The disk is full at one append and has room at the next: what failed is written then, or not counted."""
+    monkeypatch.setattr("normact.search.engine.HOLD_SECONDS", 0.0)
+    append, fails = ledger.append, iter([False, False, True])
+
+    def full_once(events, facts):
+        if events and next(fails, False):
+            raise InputError("cannot write")
+        append(events, facts)
+
+    ledger.append = full_once
+    run = engine(ledger, pool=Scripted(Judge(GRAPHS)), proposals=500)
+    with pytest.raises(InputError, match="cannot write"):
+        run.run()
+    ledger.append = append
+    history = History(ledger)
+    assert 0 < history.funnel.proposals == len(history.proposals)
+    assert history.funnel.ended == Funnel.of(0, history.outcomes.values()).ended
+    assert engine(ledger, proposals=500).replay() == history.funnel.unfinished
+
+
 class TestBudget:
     def test_time_is_kept_and_the_rest_stays_unfinished(self, ledger):
         pool = Scripted(Judge(GRAPHS), hold={"train"})

@@ -184,8 +184,17 @@ class TestRefused:
         with Ledger(path, create=True) as ledger:
             ledger.append([Event("proposed", i, {"text": "x" * 2000}) for i in range(200)])
         path.write_bytes(path.read_bytes()[:9000])
+        with pytest.raises(InputError, match=r"is cut off: it has 9000 bytes, [0-9]{6} were written"):
+            Ledger(path)
         with pytest.raises(InputError, match="cannot be read as a ledger"):
-            list(Ledger(path).events())
+            list(Ledger(path, write=False).events())
+
+    def test_a_ledger_cut_off_in_its_last_page(self, path):
+        with Ledger(path, create=True) as ledger:
+            ledger.append([Event("started", i, {"text": "x" * 2000}) for i in range(200)])
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(InputError, match="is cut off: it has"):
+            Ledger(path)
 
     @pytest.mark.parametrize(("schema", "words"), [(SCHEMA + 1, "upgrade"), (SCHEMA - 1, "the one that wrote it")])
     def test_another_schema(self, path, schema, words):
