@@ -27,7 +27,7 @@ COMMANDS = [
 ]
 CUT = [
     "pool=local", "budget.minutes=null", "budget.proposals=15", "recipe.steps=12", "recipe.warmup=2",
-    "~gates.quality_30", "~gates.quality_50", "~gates.quality_100", "gates.stability.at=0",
+    "~gates.stall_30", "~gates.quality_50", "~gates.quality_100", "gates.stability.at=0",
     "rerank.finalists=0",
 ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from normact.search.gates.base import Gate, Pass, ScreenContext, ScreenGate, Tra
 from normact.search.gates.causality import Causality
 from normact.search.gates.linearity import Linearity
 from normact.search.gates.screen import Duplicate, Probe, SignalPropagation, Structure
-from normact.search.gates.train import Quality, Stability
+from normact.search.gates.train import Quality, Stability, Stall
 
 __all__ = [
     "Causality",
@@ -18,6 +18,7 @@ __all__ = [
     "ScreenGate",
     "SignalPropagation",
     "Stability",
+    "Stall",
     "Structure",
     "TrainContext",
     "TrainGate",

@@ -1,4 +1,4 @@
-"""Gates that look at trainings: stability and quality."""
+"""Gates that look at trainings: stability, quality, stall."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Stability(TrainGate):
         at: int = 0,
         anchors: tuple[str, ...] = (),
     ) -> None:
-        if ascent_steps < 1 or batch_size < 2 or at < 0:
+        if ascent_steps < 0 or batch_size < 2 or at < 0:
             raise InputError(
-                "stability needs ascent_steps >= 1, batch_size >= 2 and at >= 0, "
+                "stability needs ascent_steps >= 0, batch_size >= 2 and at >= 0, "
                 f"got ascent_steps={ascent_steps}, batch_size={batch_size}, at={at}"
             )
         self.ascent_steps = ascent_steps
@@ -131,4 +131,35 @@ class Quality(TrainGate):
                 f"{objective.name} {value:.4g} on {ctx.anchor}: skill {skill:.3f} below {self.skill:g}",
                 **figures,
             )
+        return Pass(figures)
+
+
+class Stall(TrainGate):
+    """Whether the net has learnt anything: its skill must have left the neighbourhood of 0, a trivial model's.
+
+    Far below passes too: layers that blow up in their first steps may recover, while those that have not moved by
+    then do not begin later (the gate study, `make bench ONLY=gates`).
+
+    Args:
+        at: training step.
+        low: skills from this one
+        high: to this one are rejected.
+        objective: which of the task's objectives; empty for the first.
+    """
+
+    def __init__(self, at: int, low: float = -0.05, high: float = 0.02, objective: str = "") -> None:
+        if at < 1 or not low < high:
+            raise InputError(f"a stall gate needs at >= 1 and low < high, got at={at}, low={low}, high={high}")
+        self.steps = (at,)
+        self.low = low
+        self.high = high
+        self.objective = objective
+        self.name = f"stall@{at}"
+
+    def check(self, ctx: TrainContext) -> Verdict:
+        objective = ctx.task.objective(self.objective)
+        skill = objective.skill(ctx.values[objective.name])
+        figures = {f"{ctx.anchor}.skill": skill}
+        if self.low <= skill < self.high:
+            return self.rejection(f"nothing learnt on {ctx.anchor}: skill {skill:.3f}", **figures)
         return Pass(figures)

@@ -7,6 +7,7 @@ over anchors of the leading objective), less those of them that are affine, whic
 
 from __future__ import annotations
 
+import lzma
 import math
 import statistics
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from normact.search.gates import (
     ScreenGate,
     SignalPropagation,
     Stability,
+    Stall,
     Structure,
 )
 from normact.search.objective import Objective
@@ -50,7 +52,9 @@ FACTORS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 def run() -> dict[str, Any]:
     config = compose_config([])
-    records = study(RESULTS / "gates_study.jsonl")
+    path = RESULTS / "gates_study.jsonl"
+    records = study(path)
+    path.with_name(path.name + ".xz").write_bytes(lzma.compress(path.read_bytes(), preset=9))
     judge = Judge(records, task_of(config).objectives)
     shipped = [gate for gate in gates_of(config) if gate.name != "causality"]  # no site of evonorm_b is causal
     figures = judge.study(shipped)
@@ -166,9 +170,8 @@ class Judge:
         }
 
     def trade_off(self, gates: Sequence[Gate]) -> list[dict[str, Any]]:
-        """The same gates with the thresholds of quality multiplied; without stability, which saves no time."""
+        """The same gates with the thresholds of quality multiplied."""
         rows = []
-        gates = [gate for gate in gates if not isinstance(gate, Stability)]
         for factor in FACTORS:
             moved = [Quality(g.steps[0], g.skill * factor, g.objective) if isinstance(g, Quality) else g for g in gates]
             found = self.together(moved)
@@ -233,6 +236,8 @@ def title(gate: Gate) -> str:
     """A gate with its threshold, for tables."""
     if isinstance(gate, Quality):
         return f"{gate.name}, skill {gate.skill:g}"
+    if isinstance(gate, Stall):
+        return f"{gate.name}, skill {gate.low:g} to {gate.high:g}"
     if isinstance(gate, Stability):
         return f"stability@{gate.steps[0]}, {gate.ascent_steps} ascent steps, norm {gate.limit:.0e}"
     return f"propagation, depth {gate.depth}" if isinstance(gate, SignalPropagation) else gate.name

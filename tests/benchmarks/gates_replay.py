@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from normact.search.gates import Gate, Quality, ScreenGate, SignalPropagation, Stability, TrainGate
+from normact.search.gates import Gate, Quality, ScreenGate, SignalPropagation, Stability, Stall, TrainGate
 from normact.search.objective import Objective
 from tests.benchmarks.gates_study import CHECKPOINTS, Record
 
@@ -86,9 +86,10 @@ class Replay:
         if isinstance(gate, Stability):
             norms = anchor[f"ascent@{gate.steps[0]}"][: gate.ascent_steps + 1]
             return all(norm is not None and norm <= math.log10(gate.limit) for norm in norms)
-        assert isinstance(gate, Quality), f"the study does not know gate {gate.name}"
+        assert isinstance(gate, Quality | Stall), f"the study does not know gate {gate.name}"
         objective = self.objectives[gate.objective or next(iter(self.objectives))]
-        return skill_at(anchor, gate.steps[0], objective) >= gate.skill
+        skill = skill_at(anchor, gate.steps[0], objective)
+        return skill >= gate.skill if isinstance(gate, Quality) else not gate.low <= skill < gate.high
 
 
 def recorded_name(gate: Gate) -> str:

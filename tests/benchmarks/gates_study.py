@@ -7,6 +7,7 @@ the one thread that does the work, which other programs on the machine change li
 from __future__ import annotations
 
 import json
+import lzma
 import math
 import multiprocessing
 import os
@@ -91,6 +92,9 @@ def study(path: Path, count: int = GRAPHS, workers: int = WORKERS) -> list[Recor
 
 def read(path: Path) -> list[Record]:
     """The records of a file, which is cut back to its whole lines: a kill may have torn the last one."""
+    packed = path.with_name(path.name + ".xz")  # as the repository keeps it
+    if not path.exists() and packed.exists():
+        path.write_bytes(lzma.decompress(packed.read_bytes()))
     if not path.exists():
         return []
     text = path.read_text()

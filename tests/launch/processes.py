@@ -91,7 +91,7 @@ def make_toy_config(folder):
 
 def toy_command(folder, pool, space="toy"):
     """A search of that space: 60 proposals, no gates but those of form, finite numbers and duplicates."""
-    gates = ["~gates.propagation", "~gates.stability", "~gates.quality_30", "~gates.quality_100", "~gates.quality_50"]
+    gates = ["~gates.propagation", "~gates.stability", "~gates.stall_30", "~gates.quality_100", "~gates.quality_50"]
     rerank = ["rerank.finalists=2", "rerank.seeds=2", "rerank.baselines=[plain_square]", "anchor@rerank.anchor=[toy]"]
     return [
         "search", "--config-dir", folder, f"space={space}", "anchor=[toy]", f"pool={pool}", "recipe.steps=20",

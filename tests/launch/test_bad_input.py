@@ -230,7 +230,12 @@ def test_starts_of_a_run_that_measured_something_else(normact):
     assert normact("search", *TINY, "objective=[accuracy]", "run_dir=one")[0] == 0
     words = ["run:one", "never measured validation_loss", "only accuracy"]
     check_one_line(normact, ["search", *TINY, "start_from=[run:one]", "run_dir=two"], *words)
-    assert normact("search", *TINY, "budget.proposals=3", "gates.quality_30.skill=1", "run_dir=none")[0] == 0
+    assert (
+        normact(
+            "search", *TINY, "budget.proposals=3", "gates.stall_30.low=-1e9", "gates.stall_30.high=1e9", "run_dir=none"
+        )[0]
+        == 0
+    )
     check_one_line(normact, ["search", *TINY, "start_from=[run:none]", "run_dir=two"], "nothing passed every gate")
 
 

@@ -104,7 +104,7 @@ BAD_SEARCHES = [
     (["space.ops=[neg]", "space.constraints.nodes=0"], "no valid layer"),
     (["space.ops=[exp]", "space.inputs=[v0]"], "lack x"),
     (["space.layouts=[NLC]"], "site of layout NCHW"),
-    (["gates.quality_30.at=500"], "looks at step 500, but training ends at 12"),
+    (["gates.stall_30.at=500"], "looks at step 500, but training ends at 12"),
     (["start_from=[bn_rely]"], "the nearest is 'bn_relu'"),
     (["task.device=cuda"], "no GPU"),
     (["rerank.finalists=1", "rerank.baselines=[resnet]"], "unknown baseline 'resnet'"),

@@ -12,7 +12,7 @@ from normact.launch.config import compose_config, gates_of, space_of, task_of
 from normact.search.anchors import TokenNet
 from normact.search.data import Split
 from normact.search.evaluate import Evaluator
-from normact.search.gates import Pass, Quality, Stability, TrainContext
+from normact.search.gates import Pass, Quality, Stability, Stall, TrainContext
 from normact.search.outcome import Rejection
 from normact.search.pool import Job
 from normact.search.task import Task
@@ -172,7 +172,7 @@ def test_token_nets_can_be_looked_at(mixing):
     assert isinstance(Stability().check(context(training)), Pass)
 
 
-@pytest.mark.parametrize("wrong", [{"ascent_steps": 0}, {"batch_size": 1}, {"at": -1}], ids=str)
+@pytest.mark.parametrize("wrong", [{"ascent_steps": -1}, {"batch_size": 1}, {"at": -1}], ids=str)
 def test_stability_out_of_range_is_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Stability(**wrong)
@@ -223,6 +223,27 @@ def every_anchor():
     names = sorted(path.stem for path in Path(str(files("normact.conf") / "anchor")).glob("*.yaml"))
     config = compose_config(["data=digits", f"anchor=[{','.join(names)}]"])
     return SimpleNamespace(space=space_of(config), task=task_of(config), gates=gates_of(config))
+
+
+@pytest.mark.parametrize(
+    ("skill", "rejected"), [(-0.06, False), (-0.049, True), (0.01, True), (0.019, True), (0.021, False), (0.9, False)]
+)
+def test_a_net_that_has_learnt_nothing_is_stalled(skill, rejected):
+    task = small_task()
+    objective = task.objective()
+    value = objective.trivial + skill * (objective.perfect - objective.trivial)
+    ctx = context(started(layer("bn_relu")), task=task, values={objective.name: value})
+    found = Stall(30).check(ctx)
+    assert isinstance(found, Rejection) == rejected
+    assert found.figures["net.skill"] == pytest.approx(skill)
+    if rejected:
+        assert (found.gate, found.reason) == ("stall@30", f"nothing learnt on net: skill {skill:.3f}")
+
+
+@pytest.mark.parametrize("wrong", [{"at": 0}, {"at": 5, "low": 0.1, "high": 0.1}])
+def test_stall_out_of_range_is_refused(wrong):
+    with pytest.raises(InputError, match="a stall gate needs"):
+        Stall(**wrong)
 
 
 @pytest.mark.slow
