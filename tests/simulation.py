@@ -30,24 +30,29 @@ class SimulatedClock(Clock):
 
     def __init__(self) -> None:
         self._offset = 0.0
+        self._stopped_at: float | None = None
 
     def now(self) -> float:
-        return time.perf_counter() + self._offset
+        return time.perf_counter() + self._offset if self._stopped_at is None else self._stopped_at
 
     def date(self) -> float:
         return self.now()
 
     def jump(self, seconds: float) -> None:
-        self._offset += seconds
+        if self._stopped_at is None:
+            self._offset += seconds
+        else:
+            self._stopped_at += seconds
 
     @contextmanager
     def stopped(self):
         """What runs inside takes no time."""
-        start = time.perf_counter()
+        self._stopped_at = self.now()
         try:
             yield
         finally:
-            self._offset -= time.perf_counter() - start
+            self._offset = self._stopped_at - time.perf_counter()
+            self._stopped_at = None
 
 
 @dataclass(eq=False)

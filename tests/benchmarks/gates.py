@@ -187,7 +187,7 @@ class Judge:
         """All figures."""
         tried = [gate for gate in shipped if not isinstance(gate, Structure | Duplicate)]
         papers = [Quality(100, 1 / 9, "accuracy"), Quality(5, 1 / 9, "accuracy"), Stability(5, at=0)]
-        names = ["paper: twice chance at step 100", "paper: twice chance at a twentieth, step 5", PAPER_STABILITY]
+        names = ["paper: twice chance at step 100", "paper: twice chance at a twentieth, step 5", title(papers[2])]
         former = [SignalPropagation(8), Stability(5, at=10), Quality(10, 0.0), Quality(30, 0.1)]
         return {
             "n": len(self.records),
@@ -204,9 +204,6 @@ class Judge:
             "affine_among_the_best": self.affine_among_the_best(),
             "compute_ratio": self.together(shipped)["compute_ratio"],
         }
-
-
-PAPER_STABILITY = "paper: norm 1e8, the first 5 of up to 100 ascent steps"
 
 
 def affine(record: Record) -> bool:
