@@ -54,8 +54,8 @@ def search(setting: Setting, config: Config) -> int:
     controller_of(config, evaluator.space, evaluator.task.objective(), starts)
     pool = pool_of(config, in_worker(search_evaluator, config), setting.module_paths)
     with closing(pool), run_folder.create(folder, config) as ledger:
-        ledger.set_meta("objective", asdict(evaluator.task.objective()))
-        ledger.set_meta("starts", [[evaluator.space.to_json(start.candidate), start.origin] for start in starts])
+        origins = [[evaluator.space.to_json(start.candidate), start.origin] for start in starts]
+        ledger.append([], {"objective": asdict(evaluator.task.objective()), "starts": origins})
         finished = _search(setting, config, folder, ledger, evaluator, starts, pool)
     return _after(setting, config, folder, evaluator, finished)
 
@@ -67,7 +67,11 @@ def resume(setting: Setting, folder: Path) -> int:
         config = run_folder.trusted_config(folder, setting.allow)
         evaluator = checked_evaluator(setting, config)
         check_rerank(config, evaluator.space)
-        starts = [Start(evaluator.space.from_json(data), origin) for data, origin in ledger.meta("starts", [])]
+        kept = ledger.meta("starts")
+        if kept is None:  # killed in its first moment
+            starts = starts_of(config, evaluator.space)
+        else:
+            starts = [Start(evaluator.space.from_json(data), origin) for data, origin in kept]
         with closing(pool_of(config, in_worker(search_evaluator, config), setting.module_paths)) as pool:
             finished = _search(setting, config, folder, ledger, evaluator, starts, pool)
     return _after(setting, config, folder, evaluator, finished)
@@ -144,7 +148,7 @@ def _best_of_run(folder: Path, config: Config, space: Space, count: int = 10) ->
                 f"start_from run:{folder} cannot be ranked: it never measured {objective.name}, only "
                 f"{', '.join(measured)}; put one of those first in objective=[...]"
             )
-        best = next(iter(history.ranked(objective, count).values()))
+        best = history.ranked(objective, count)[history.device or ""]
         numbers = [outcome.number for outcome in best]
         return [Start(space.from_json(history.record(n).candidate), f"run:{folder}#{n}") for n in numbers]
 

@@ -103,7 +103,7 @@ class RayPool(Pool):
         self._awaited: set[Seat] = set()
         self._alarms = Alarms()
         self._seconds: dict[JobKind, float] = {}
-        self._deaths_in_batch: Counter[int] = Counter()
+        self._deaths_before: Counter[int] = Counter()
         self._closed = False
         needs = {name: sum(group.needs[name] for group in self._groups) for name in ("CPU", "GPU")}
         self._opened = open_ray(address, needs, namespace)
@@ -136,7 +136,7 @@ class RayPool(Pool):
             raise RuntimeError("the pool is closed")
         task = Task(job, job_text(job))
         if len(job.candidates) == 1:
-            task.deaths = self._deaths_in_batch.pop(job.candidates[0][0], 0)
+            task.deaths = self._deaths_before.pop(job.candidates[0][0], 0)
         self._queue(self._group_of[job.kind], task)
         self._dispatch()
 
@@ -222,8 +222,7 @@ class RayPool(Pool):
         lost = [task for task in seat.tasks if len(seat.tasks) == 1 or len(task.job.candidates) > 1]
         seat.group.put_back([task for task in seat.tasks if task not in lost])
         for task in lost:
-            if len(task.job.candidates) > 1:
-                self._deaths_in_batch.update(number for number, _ in task.job.candidates)
+            self._deaths_before.update(number for number, _ in task.job.candidates)
             self._report(task, Lost(task.job, reason, task.deaths))
         self._replace(seat)
 

@@ -97,7 +97,7 @@ def entrants_of(config: Config, history: History, evaluator: Evaluator, known: d
     names = {fingerprint: name for name, fingerprint in known.items()}
     wanted = config["rerank"]["baselines"]
     enough = config["rerank"]["finalists"] + len(names)  # a known layer is among the outcomes at most once
-    ranked = next(iter(history.ranked(evaluator.task.objective(), enough).values()), [])
+    ranked = history.ranked(evaluator.task.objective(), enough).get(history.device or "", [])
     finalists = [o for o in ranked if names.get(o.fingerprint) not in wanted][: config["rerank"]["finalists"]]
     entrants = []
     for outcome in finalists:

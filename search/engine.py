@@ -91,6 +91,7 @@ class Engine:
         self.funnel = Funnel()
         self.best: Outcome | None = None
         self.best_skill = float("-inf")
+        self._best_proposal: Proposal | None = None
         self._open: dict[int, Proposal] = {}
         self._keys: dict[int, str] = {}
         self._duplicates = Duplicates()
@@ -108,6 +109,8 @@ class Engine:
         self._stopped = False
         self._duplicates_in_a_row = 0
         self._events: list[Event] = []
+        self._whole = 0  # so many of them belong to steps that ended, and these were the counts then
+        self._counts = self.funnel.to_json()
         self._held_since = self._written = self.clock.now()
         self._jobs = 0
         self._before = 0.0
@@ -119,6 +122,7 @@ class Engine:
         """Bring the controller and this engine to where the ledger ends. Returns how many are judged again."""
         history = History(self.ledger)
         self.funnel = history.funnel
+        self._counts = self.funnel.to_json()
         self._before = float(self.ledger.meta("active_seconds", 0.0))
         for number in self._recall():
             self._open[number] = history.record(number).proposal(self.space)
@@ -131,7 +135,7 @@ class Engine:
         if device := history.device:
             best = self.ledger.ranked(self.objective.name, device, self.objective.direction == "maximize", 1)
             for number in best:
-                self._note_best(history.outcome(number))
+                self._note_best(history.outcome(number), history.record(number).proposal(self.space))
         for number in self._open:
             self._admit(number)
         return len(self._open)
@@ -172,12 +176,13 @@ class Engine:
                 elif self.pool.free("screen") <= 0:  # none is up: the pool learns of the next one when it is asked
                     self._collect()
                 on_progress(self.progress)
+            self._end_step()
         except KeyboardInterrupt:
             self.stop()
         finally:
             for job_id in list(self._flying):
                 self.pool.cancel(job_id)
-            self._flush()
+            self._write()
         on_progress(self.progress)
         return not self._stopped
 
@@ -208,7 +213,9 @@ class Engine:
 
     def describe(self, number: int) -> str:
         """A proposal in one line."""
-        proposal = self._open.get(number) or History(self.ledger).record(number).proposal(self.space)
+        best = self._best_proposal
+        proposal = best if best and best.number == number else self._open.get(number)
+        proposal = proposal or History(self.ledger).record(number).proposal(self.space)
         return self.space.describe(proposal.candidate)
 
     @property
@@ -231,7 +238,7 @@ class Engine:
             if self.clock.now() >= until:
                 return False
             if not self._alone["screen"]:
-                self._propose(self.limits.batch_size("screen", self._cost["screen"]))
+                self._propose(self.limits.batch_size("screen", self._cost["screen"]), until)
             if not self._submit("screen"):
                 break
             self._flush_if_due()
@@ -252,17 +259,20 @@ class Engine:
         """How many trainings wait, or can be expected of what is being screened."""
         return len(self._waiting["train"]) + self._passing * self._screening
 
-    def _propose(self, wanted: int) -> None:
+    def _propose(self, wanted: int, until: float) -> None:
         """Ask until so many wait for screening; duplicates by key are answered at once and do not count."""
         for _ in range(10 * wanted):
-            if len(self._waiting["screen"]) >= wanted or not self._may_propose:
+            if len(self._waiting["screen"]) >= wanted or not self._may_propose or self.clock.now() >= until:
                 return
             proposal = self.controller.ask()
+            key = self._key(proposal)
+            data = self._proposal_json(proposal, key)
             self.funnel.proposals += 1
             self._open[proposal.number] = proposal
-            self._keys[proposal.number] = self._key(proposal)
-            self._event("proposed", proposal.number, self._proposal_json(proposal))
+            self._keys[proposal.number] = key
+            self._event("proposed", proposal.number, data)
             self._admit(proposal.number)
+            self._flush_if_due()
 
     def _key(self, proposal: Proposal) -> str:
         """The candidate's key; where that fails, one of its own: screening then finds out what is wrong with it."""
@@ -297,6 +307,8 @@ class Engine:
 
     def _collect(self, wait: bool = True) -> None:
         """Take in what is there; where nothing is, write down what happened and wait."""
+        if not self.pool.can_kill:  # it judges when it is asked, and may end the process while it does
+            self._flush()
         report = self.pool.next(0.0)
         if report is None and wait:
             if self._events or self.clock.now() - self._written >= CLOCK_SECONDS:
@@ -314,7 +326,7 @@ class Engine:
         job = self._flying.pop(report.job.id, None)
         if job is None:  # an answer to a job that was given up: outcomes are taken once
             return
-        seconds = self.clock.now() - self._since.pop(job.id)
+        queued = self.clock.now() - self._since.pop(job.id)
         if job.kind == "screen":
             self._screening -= len(job.candidates)
         if isinstance(report, Done):
@@ -332,6 +344,7 @@ class Engine:
         if len(job.candidates) > 1:  # find out which one it was
             self._alone[job.kind].extend(number for number, _ in job.candidates)
             return
+        seconds = report.seconds if isinstance(report, TimedOut) else queued
         self._blame(job.kind, job.candidates[0][0], report, seconds)
 
     def _blame(self, kind: JobKind, number: int, report: Failed | TimedOut | Lost, seconds: float) -> None:
@@ -405,19 +418,20 @@ class Engine:
         self._duplicates_in_a_row = 0 if outcome.same_as is None else self._duplicates_in_a_row + 1
         self.funnel.add(outcome)
         self.controller.tell(number, outcome)
-        self._note_best(outcome)
-        del self._open[number]
+        self._note_best(outcome, self._open.pop(number))
+        if outcome.fingerprint and outcome.same_as is None:  # as after a resume, also of what screening rejected
+            self._duplicates.first_of_fingerprint(outcome.fingerprint, number)
         key, root = self._keys.pop(number), number if outcome.same_as is None else outcome.same_as
         self._duplicates.belongs(key, root)
         for twin, how in self._duplicates.waited_for(number):
             self._same(twin, root, how)
 
-    def _note_best(self, outcome: Outcome | None) -> None:
+    def _note_best(self, outcome: Outcome | None, proposal: Proposal) -> None:
         """Keep the best; outcomes of other kinds of device than the first are not compared with it."""
         if outcome and outcome.accepted and (self.best is None or self.best.device == outcome.device):
             skill = mean_skill(self.objective, outcome)
             if skill > self.best_skill:
-                self.best, self.best_skill = outcome, skill
+                self.best, self.best_skill, self._best_proposal = outcome, skill, proposal
 
     # -- records -----------------------------------------------------------------------------------------------
 
@@ -426,21 +440,30 @@ class Engine:
             self._held_since = self.clock.now()
         self._events.append(Event(kind, number, data, self.clock.date()))
 
+    def _end_step(self) -> None:
+        """Events and counts agree here: what an interrupt leaves half done after this is not written."""
+        self._whole, self._counts = len(self._events), self.funnel.to_json()
+
     def _flush_if_due(self) -> None:
-        """Called between steps, where events and counts agree."""
+        self._end_step()
         if self._events and self.clock.now() - self._held_since >= HOLD_SECONDS:
-            self._flush()
+            self._write()
 
     def _flush(self) -> None:
-        """Write what happened in one transaction, with the counts and the time: a killed session's time counts too."""
-        self.ledger.append(self._events, {"funnel": self.funnel.to_json(), "active_seconds": self.seconds})
-        self._events = []  # only now: where the disk is full, the counts must not get ahead of the events
-        self._written = self.clock.now()
+        self._end_step()
+        self._write()
 
-    def _proposal_json(self, proposal: Proposal) -> dict[str, Any]:
+    def _write(self) -> None:
+        """Write the steps that ended in one transaction, with the counts, and the time: a killed session's counts."""
+        facts = {"funnel": self._counts, "active_seconds": self.seconds}
+        self.ledger.append(self._events[: self._whole], facts)
+        del self._events[: self._whole]  # only now: where the disk is full, counts must not get ahead of events
+        self._whole, self._written = 0, self.clock.now()
+
+    def _proposal_json(self, proposal: Proposal, key: str) -> dict[str, Any]:
         return {
             "candidate": self.space.to_json(proposal.candidate),
-            "key": self._keys[proposal.number],
+            "key": key,
             "parents": list(proposal.parents),
             "operator": proposal.operator,
             "note": proposal.note,

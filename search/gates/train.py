@@ -77,12 +77,15 @@ class Stability(TrainGate):
         x, y = examples.x[picks], examples.y[picks]
         weights = [p for p in model.parameters() if p.requires_grad]
         for step in range(self.ascent_steps + 1):
-            norm, ascent = _gradient_norm(model, weights, loss_of(training.loss, model(x), y))
+            last = step == self.ascent_steps
+            norm, ascent = _gradient_norm(model, weights, loss_of(training.loss, model(x), y), ascend=not last)
             yield norm
+            if last:
+                return
             length = math.sqrt(sum(float(a.square().sum()) for a in ascent if a is not None))
             if not math.isfinite(length):
                 yield math.inf
-            if length == 0 or not math.isfinite(length) or step == self.ascent_steps:
+            if length == 0 or not math.isfinite(length):
                 return
             with torch.no_grad():
                 for weight, a in zip(weights, ascent, strict=True):
@@ -91,10 +94,10 @@ class Stability(TrainGate):
 
 
 def _gradient_norm(
-    model: nn.Module, weights: list[nn.Parameter], loss: torch.Tensor
+    model: nn.Module, weights: list[nn.Parameter], loss: torch.Tensor, ascend: bool = True
 ) -> tuple[float, tuple[torch.Tensor | None, ...]]:
     """|d loss / d weights| and its gradient with respect to the weights."""
-    gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(loss, weights, create_graph=ascend, allow_unused=True)
     norm = torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt()
     value = float(norm.detach())
     if not norm.requires_grad or not math.isfinite(value) or value == 0:

@@ -412,6 +412,40 @@ def test_where_nothing_can_be_written_the_counts_stay_with_the_events(ledger, mo
     assert engine(ledger, proposals=500).replay() == history.funnel.unfinished
 
 
+@pytest.mark.parametrize("at", [1, 6, 40, 90])
+def test_an_interrupt_in_the_middle_of_a_step_tears_nothing(tmp_path, at):
+    """Ctrl-C while a key is taken: what was half done is not written, and the run goes on."""
+    space, calls = ToySpace(), count()
+    key = space.key
+
+    def interrupted(candidate):
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return key(candidate)
+
+    with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
+        run = engine(ledger, space, Judge(ToySpace()), proposals=120)
+        space.key = interrupted
+        assert not run.run()
+        space.key = key
+        history = History(ledger)
+        history.check()
+        assert history.funnel.proposals == ledger.count("proposed") <= at
+        assert sum(history.funnel.ended.values()) == ledger.count("finished")
+        resumed = engine(ledger, space, Judge(space), proposals=120)
+        resumed.replay()
+        assert resumed.run()
+        check_complete(ledger, 120)
+        History(ledger).check()
+
+
+def test_the_best_can_be_described_at_once(ledger):
+    run = engine(ledger)
+    texts = []
+    run.run(lambda progress: texts.append(progress.best and run.describe(progress.best.number)))
+    assert texts[-1] == GRAPHS.describe(candidates(run)[run.best.number])
+
+
 class TestBudget:
     def test_time_is_kept_and_the_rest_stays_unfinished(self, ledger):
         pool = Scripted(Judge(GRAPHS), hold={"train"})
