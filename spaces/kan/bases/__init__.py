@@ -1,0 +1,7 @@
+"""The basis families, a file each; whatever lies here is imported, so a new family is one new file."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,37 @@
+"""Gaussian radial basis functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normact.spaces.errors import InputError
+from normact.spaces.kan.basis import WIDE, Basis, register_basis
+
+
+@register_basis
+class Gaussian(Basis):
+    """exp(-((x - c_k) / h)^2), centres c_k evenly from -reach to reach, h their distance (FastKAN, arXiv 2405.06721).
+
+    Args:
+        features: I.
+        reach: of the centres.
+        grid: K, at least 2.
+
+    Raises:
+        InputError: fewer than 2 centres.
+    """
+
+    name = "gaussian"
+    choices = {"grid": (5, 8, 12)}
+
+    def __init__(self, features: int, reach: float = WIDE, grid: int = 8) -> None:
+        if grid < 2:
+            raise InputError(f"gaussian needs a grid of at least 2 centres, got grid={grid}")
+        super().__init__(features, grid, reach)
+        self.register_buffer("centers", torch.linspace(-reach, reach, grid).unsqueeze(1))
+        self.per_width = (grid - 1) / (2 * reach)
+
+    def planes(self, x: Tensor) -> Tensor:
+        u = (x.unsqueeze(-2) - self.centers) * self.per_width
+        return torch.exp(-u.square())
