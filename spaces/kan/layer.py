@@ -190,7 +190,8 @@ def make_basis(family: Family, features: int, normalizer: str) -> Basis:
     for key in settings:
         if key not in cls.choices:
             raise unknown_name(f"setting of {name}", key, cls.choices)
-    return cls(features, reach_of(normalizer), **settings)
+    make: Callable[..., Basis] = cls  # a family's keywords are its own
+    return make(features, reach=reach_of(normalizer), **settings)
 
 
 def _check_names(base: str, combine: str, post: str) -> None:

@@ -34,8 +34,9 @@ class FeatureBatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if self.training and len(rows) < 2:
-            scale = self.weight * torch.rsqrt(self.running_var + self.eps)  # type: ignore[operator]
-            return (x - self.running_mean) * scale + self.bias
+            return nn.functional.batch_norm(
+                rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            ).view(x.shape)
         return super().forward(rows).view(x.shape)
 
 
@@ -49,6 +50,10 @@ class MinMax(nn.Module):
         features: I.
         momentum: weight of a new batch's values.
     """
+
+    running_min: Tensor
+    running_max: Tensor
+    batches: Tensor
 
     def __init__(self, features: int, momentum: float = 0.1) -> None:
         super().__init__()
@@ -71,7 +76,7 @@ class MinMax(nn.Module):
 
     @torch.no_grad()
     def _follow(self, rows: Tensor) -> None:
-        weight = torch.where(self.batches == 0, torch.ones_like(self.batches), self.momentum)
+        weight = torch.where(self.batches == 0, 1.0, self.momentum).to(self.batches.dtype)
         self.running_min.lerp_(rows.amin(0).to(self.running_min.dtype), weight)
         self.running_max.lerp_(rows.amax(0).to(self.running_max.dtype), weight)
         self.batches.add_(1)

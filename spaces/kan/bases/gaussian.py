@@ -24,6 +24,7 @@ class Gaussian(Basis):
 
     name = "gaussian"
     choices = {"grid": (5, 8, 12)}
+    centers: Tensor
 
     def __init__(self, features: int, reach: float = WIDE, grid: int = 8) -> None:
         if grid < 2:
