@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normact.spaces.errors import InputError
-from normact.spaces.kan.basis import WIDE, Basis, register_basis
+from normact.spaces.kan.basis import MOST_FUNCTIONS, WIDE, Basis, register_basis
+from normact.spaces.kan.checks import check_whole
 
 
 @register_basis
@@ -19,7 +19,7 @@ class Gaussian(Basis):
         grid: K, at least 2.
 
     Raises:
-        InputError: fewer than 2 centres.
+        InputError: a grid that cannot be.
     """
 
     name = "gaussian"
@@ -27,8 +27,7 @@ class Gaussian(Basis):
     centers: Tensor
 
     def __init__(self, features: int, reach: float = WIDE, grid: int = 8) -> None:
-        if grid < 2:
-            raise InputError(f"gaussian needs a grid of at least 2 centres, got grid={grid}")
+        check_whole(self.name, "grid", grid, 2, MOST_FUNCTIONS)
         super().__init__(features, grid, reach)
         self.register_buffer("centers", torch.linspace(-reach, reach, grid).unsqueeze(1))
         self.per_width = (grid - 1) / (2 * reach)

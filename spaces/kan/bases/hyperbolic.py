@@ -1,0 +1,64 @@
+"""Bumps made of the hyperbolic secant: sech and its square."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from normact.spaces.kan.basis import MOST_FUNCTIONS, WIDE, Basis, register_basis
+from normact.spaces.kan.checks import check_whole
+
+
+@register_basis
+class Sech(Basis):
+    """1 / cosh((x - c_k) / h), trainable centres c_k, which start evenly from -reach to reach; h is their distance.
+
+    (SechKAN in the repository All-KAN.) Written as 2 e^-|u| / (1 + e^-2|u|), which cannot overflow.
+
+    Args:
+        features: I.
+        reach: of the centres.
+        grid: K, at least 2.
+
+    Raises:
+        InputError: a grid that cannot be.
+    """
+
+    name = "sech"
+    choices = {"grid": (5, 8, 12)}
+
+    def __init__(self, features: int, reach: float = WIDE, grid: int = 8) -> None:
+        check_whole(self.name, "grid", grid, 2, MOST_FUNCTIONS)
+        super().__init__(features, grid, reach)
+        self.centers = nn.Parameter(torch.linspace(-reach, reach, grid))
+        self.per_width = (grid - 1) / (2 * reach)
+
+    def planes(self, x: Tensor) -> Tensor:
+        e = torch.exp(-((x.unsqueeze(-2) - self.centers.unsqueeze(-1)) * self.per_width).abs())
+        return 2 * e / (1 + e * e)
+
+
+@register_basis
+class Rswaf(Basis):
+    """1 - tanh^2((x - c_k) / h), centres c_k evenly from -reach to reach, h their distance (FasterKAN's RSWAF).
+
+    Args:
+        features: I.
+        reach: of the centres.
+        grid: K, at least 2.
+
+    Raises:
+        InputError: a grid that cannot be.
+    """
+
+    name = "rswaf"
+    choices = {"grid": (5, 8, 12)}
+
+    def __init__(self, features: int, reach: float = WIDE, grid: int = 8) -> None:
+        check_whole(self.name, "grid", grid, 2, MOST_FUNCTIONS)
+        super().__init__(features, grid, reach)
+        self.register_buffer("centers", torch.linspace(-reach, reach, grid).unsqueeze(1))
+        self.per_width = (grid - 1) / (2 * reach)
+
+    def planes(self, x: Tensor) -> Tensor:
+        return 1 - torch.tanh((x.unsqueeze(-2) - self.centers) * self.per_width).square()

@@ -1,0 +1,82 @@
+"""Wavelets (Wav-KAN, arXiv 2405.12832) with scales and shifts that all edges share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from normact.spaces.kan.basis import WIDE, Basis, register_basis
+from normact.spaces.kan.checks import check_whole
+
+
+class Wavelets(Basis):
+    """psi((x - t_k) / s_k) for a dyadic dictionary of K = 2^L scales and shifts.
+
+    Level l = 0 to L - 1 parts [-reach, reach] into 2^l equal cells, each with one wavelet at its middle whose scale
+    is half the cell's width; one more at 0, of twice the largest scale, stands where a wavelet basis has its scaling
+    function. (The published layer has a scale and a shift per edge, which one product of matrices cannot mix.)
+
+    Args:
+        features: I.
+        reach: of the cells.
+        levels: L, 1 to 10.
+
+    Raises:
+        InputError: a number of levels that cannot be.
+    """
+
+    choices = {"levels": (2, 3, 4)}
+
+    def __init__(self, features: int, reach: float = WIDE, levels: int = 3) -> None:
+        check_whole(self.name, "levels", levels, 1, 10)
+        super().__init__(features, 2**levels, reach)
+        cells = [(level, cell) for level in range(levels) for cell in range(2**level)]
+        shifts = [0.0] + [reach * ((2 * cell + 1) / 2**level - 1) for level, cell in cells]
+        scales = [2 * reach] + [reach / 2**level for level, _ in cells]
+        self.register_buffer("shifts", torch.tensor(shifts).unsqueeze(1))
+        self.register_buffer("per_scale", 1 / torch.tensor(scales).unsqueeze(1))
+
+    @staticmethod
+    @abstractmethod
+    def wavelet(u: Tensor) -> Tensor:
+        """psi, elementwise."""
+
+    def planes(self, x: Tensor) -> Tensor:
+        return self.wavelet((x.unsqueeze(-2) - self.shifts) * self.per_scale)
+
+
+@register_basis
+class MexicanHat(Wavelets):
+    """psi(u) = 2 / (sqrt 3 pi^(1/4)) (1 - u^2) exp(-u^2 / 2). See `Wavelets`."""
+
+    name = "mexican_hat"
+
+    @staticmethod
+    def wavelet(u: Tensor) -> Tensor:
+        square = u.square()
+        return 2 / (math.sqrt(3) * math.pi**0.25) * (1 - square) * torch.exp(-square / 2)
+
+
+@register_basis
+class Morlet(Wavelets):
+    """psi(u) = cos(5u) exp(-u^2 / 2), the real part of Morlet's wavelet. See `Wavelets`."""
+
+    name = "morlet"
+
+    @staticmethod
+    def wavelet(u: Tensor) -> Tensor:
+        return torch.cos(5 * u) * torch.exp(-u.square() / 2)
+
+
+@register_basis
+class DoG(Wavelets):
+    """psi(u) = -u exp(-u^2 / 2), the derivative of a Gaussian: the limit of a difference of two. See `Wavelets`."""
+
+    name = "dog"
+
+    @staticmethod
+    def wavelet(u: Tensor) -> Tensor:
+        return -u * torch.exp(-u.square() / 2)
