@@ -72,6 +72,7 @@ class Sine(Basis):
 
     name = "sine"
     choices = {"grid": (4, 8, 12)}
+    phases: Tensor
 
     def __init__(self, features: int, reach: float = WIDE, grid: int = 8) -> None:
         check_whole(self.name, "grid", grid, 1, MOST_FUNCTIONS)

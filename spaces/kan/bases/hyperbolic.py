@@ -53,6 +53,7 @@ class Rswaf(Basis):
 
     name = "rswaf"
     choices = {"grid": (5, 8, 12)}
+    centers: Tensor
 
     def __init__(self, features: int, reach: float = WIDE, grid: int = 8) -> None:
         check_whole(self.name, "grid", grid, 2, MOST_FUNCTIONS)

@@ -41,6 +41,7 @@ class Rational(Basis):
 
     name = "rational"
     choices = {"groups": (1, 8), "start": STARTS, "above": (5,), "below": (2, 4)}
+    group: Tensor
 
     def __init__(
         self,

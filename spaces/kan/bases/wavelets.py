@@ -29,6 +29,8 @@ class Wavelets(Basis):
     """
 
     choices = {"levels": (2, 3, 4)}
+    shifts: Tensor
+    per_scale: Tensor
 
     def __init__(self, features: int, reach: float = WIDE, levels: int = 3) -> None:
         check_whole(self.name, "levels", levels, 1, 10)
