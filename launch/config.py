@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +78,12 @@ def _input_of(node: Any) -> Config:
     """What anchors need to know of the data."""
     data = _data(node)
     with theirs("data"):
-        return {"channels": data.shape[0], "size": data.shape[-1], "outputs": data.outputs}
+        return {
+            "channels": data.shape[0],
+            "size": data.shape[-1],
+            "features": math.prod(data.shape),
+            "outputs": data.outputs,
+        }
 
 
 def _explained(problem: Exception, search_path: list[str]) -> InputError:

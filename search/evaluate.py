@@ -121,7 +121,7 @@ class Evaluator:
         return record.outcome(rejection)
 
     def _screen(self, candidate: Any, record: _Record) -> Rejection | None:
-        ctx = ScreenContext(self.space, candidate, record.seed)
+        ctx = ScreenContext(self.space, candidate, record.seed, self.task)
         for gate in self.screen_gates:
             rejection = record.ask(gate, lambda gate=gate: gate.check(ctx))  # type: ignore[misc]
             record.fingerprint = ctx.fingerprint

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from normact.search.anchors.base import Anchor, sites_of
+from normact.search.anchors.base import Anchor, sites_of, sites_on
 from normact.search.data.base import Data, Split, Splits
 from normact.search.objective import Objective
 from normact.search.training import (
@@ -30,11 +30,15 @@ from normact.spaces.space import Space
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measure may look at: outputs on examples, and the training so far."""
+    """What a measure may look at: outputs on examples, and the training so far.
+
+    `target_unit` is how much 1 of the targets is in the data's own unit, see `Data.target_unit`.
+    """
 
     outputs: Tensor
     targets: Tensor
     training: Training
+    target_unit: float = 1.0
 
 
 class Measure(ABC):
@@ -82,6 +86,19 @@ class ValidationLoss(Measure):
 
     def value(self, measured: Measured) -> float:
         return float(loss_of(measured.training.loss, measured.outputs, measured.targets))
+
+
+class RMSE(Measure):
+    """Root of the mean square error on the validation examples, in the data's own unit. Trivial: the mean's."""
+
+    def objective(self, data: Data) -> Objective:
+        if data.loss != "mse":
+            raise InputError(f"rmse needs values to predict, but the data's loss is {data.loss}; use accuracy")
+        return Objective("rmse", "", "minimize", data.target_unit * math.sqrt(_trivial_loss(data)), 0.0)
+
+    def value(self, measured: Measured) -> float:
+        error = measured.outputs - measured.targets.view_as(measured.outputs)
+        return measured.target_unit * float(error.square().mean().sqrt())
 
 
 class TrainingLoss(Measure):
@@ -194,6 +211,11 @@ class Task:
         """The sites of each anchor."""
         return {name: sites_of(anchor) for name, anchor in self.anchors.items()}
 
+    @cached_property
+    def sites_on_data(self) -> dict[str, list[Site]]:
+        """The sites of each anchor, with the positions that an example of the data has there."""
+        return {name: sites_on(anchor, self.data.shape) for name, anchor in self.anchors.items()}
+
     def check_meets(self, space: Space) -> None:
         """Check that the space can fill every site of every anchor.
 
@@ -231,7 +253,7 @@ class Task:
         if examples is None:
             examples = self.splits.validation
         restimate_statistics(training.model, self._statistics_examples, self.recipe.batch_size)
-        measured = Measured(outputs_of(training.model, examples.x), examples.y, training)
+        measured = Measured(outputs_of(training.model, examples.x), examples.y, training, self.data.target_unit)
         return {name: measure.value(measured) for name, measure in self.measures.items()}
 
 

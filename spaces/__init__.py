@@ -10,7 +10,7 @@ from normact.spaces.graph_space import Constraints, GraphSpace
 from normact.spaces.layer import ChannelAffine, GraphLayer, LayerOptions
 from normact.spaces.ops import ACTIVATIONS, EVONORM_MOMENTS, EVONORM_POINTWISE, OPS, Op, register
 from normact.spaces.site import Conv, Site
-from normact.spaces.space import Space
+from normact.spaces.space import Cost, Space
 from normact.spaces.text import formula, latex, parse
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "ChannelAffine",
     "Constraints",
     "Conv",
+    "Cost",
     "GraphLayer",
     "GraphSpace",
     "InputError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,9 +35,11 @@ class Site:
         activation: False where the network has a norm with no activation after it.
         causal: True where position i may depend on positions up to i alone.
         conv: the convolution's arguments, for kind `conv`.
+        positions: how many places of one example the layer is applied to (pixels or tokens that come in), where that
+            is known. For estimates of memory alone: what a layer computes does not depend on it.
 
     Raises:
-        InputError: features below 1, an unknown layout, or widths that differ where they must not.
+        InputError: features or positions below 1, an unknown layout, or widths that differ where they must not.
     """
 
     kind: SiteKind
@@ -47,11 +50,14 @@ class Site:
     activation: bool = True
     causal: bool = False
     conv: Conv | None = None
+    positions: int = 1
 
     def __post_init__(self) -> None:
         check_layout(self.layout)
         if self.in_features < 1:
             raise InputError(f"site {self.index} has {self.in_features} input features; at least 1 is needed")
+        if self.positions < 1:
+            raise InputError(f"site {self.index} has positions={self.positions}; at least 1 is needed")
         same_width = self.kind in ("norm_act", "act")
         if same_width and self.out_features not in (None, self.in_features):
             raise InputError(
@@ -63,3 +69,11 @@ class Site:
     def features_out(self) -> int:
         """Channels that go out."""
         return self.in_features if self.out_features is None else self.out_features
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of what goes out where an input of that shape comes in."""
+        out = list(shape)
+        out[1 if self.layout == "NCHW" else -1] = self.features_out
+        if (conv := self.conv) is not None:
+            out[2:] = [(size + 2 * conv.padding - conv.kernel_size) // conv.stride + 1 for size in out[2:]]
+        return tuple(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -14,6 +15,20 @@ from normact.spaces.site import Site
 
 Candidate = TypeVar("Candidate")
 """A space's own value object: immutable, hashable, picklable."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layer at one site takes in training, estimated without building it.
+
+    Args:
+        parameters: numbers that are trained.
+        bytes: of memory: the parameters, their gradients and the optimiser's averages, and what is kept of one batch
+            for the backward pass.
+    """
+
+    parameters: int
+    bytes: int
 
 
 class Space(ABC, Generic[Candidate]):
@@ -89,6 +104,16 @@ class Space(ABC, Generic[Candidate]):
     def invalid(self, candidate: Candidate) -> str:
         """Why the candidate is none of this space, without building it; empty where it is one."""
         return ""
+
+    def cost(self, candidate: Candidate, site: Site, batch: int) -> Cost | None:
+        """What training a candidate at a site takes, without building it; None where that is unknown (the default).
+
+        Args:
+            candidate: one that passes `invalid`.
+            site: with its `positions`, so that an example has `positions * in_features` numbers that come in.
+            batch: examples a step.
+        """
+        return None
 
     def parse(self, text: str) -> Candidate:
         """Read a candidate that a person wrote.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from normact.spaces.site import Site
+from normact.spaces.site import Conv, Site
 
 Make = Callable[[Site], nn.Module]
 """What fills a site."""
@@ -37,6 +39,36 @@ def sites_of(anchor: Anchor) -> list[Site]:
     return sites
 
 
+def sites_on(anchor: Anchor, shape: Sequence[int]) -> list[Site]:
+    """The sites of an anchor, with the positions that one example of that shape has there.
+
+    One example goes through the network, its sites filled by modules that compute nothing. A site that is used more
+    than once has the positions of all its uses.
+    """
+    sites: list[Site] = []
+    positions: Counter[int] = Counter()
+
+    def record(site: Site) -> nn.Module:
+        sites.append(site)
+        return _Counts(site, positions)
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        anchor(record).eval()(torch.zeros(1, *shape))
+    return [replace(site, positions=max(positions[site.index], 1)) for site in sites]
+
+
+class _Counts(nn.Module):
+    """In the place of a layer: counts the positions that come in, and gives zeros of the shape that goes out."""
+
+    def __init__(self, site: Site, positions: Counter[int]) -> None:
+        super().__init__()
+        self.site, self.positions = site, positions
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.positions[self.site.index] += x.numel() // (len(x) * self.site.in_features)
+        return x.new_zeros(self.site.output_shape(x.shape))
+
+
 class Sites:
     """Numbers an anchor's sites as it makes them."""
 
@@ -47,5 +79,16 @@ class Sites:
     def norm_act(self, features: int, layout: str = "NCHW", activation: bool = True, causal: bool = False) -> nn.Module:
         """The next site, of kind `norm_act`."""
         site = Site("norm_act", self._index, features, layout=layout, activation=activation, causal=causal)  # type: ignore[arg-type]
+        return self._next(site)
+
+    def linear(self, in_features: int, out_features: int, layout: str = "NC") -> nn.Module:
+        """The next site, of kind `linear`."""
+        return self._next(Site("linear", self._index, in_features, out_features, layout=layout))  # type: ignore[arg-type]
+
+    def conv(self, in_channels: int, out_channels: int, conv: Conv) -> nn.Module:
+        """The next site, of kind `conv`."""
+        return self._next(Site("conv", self._index, in_channels, out_channels, conv=conv))
+
+    def _next(self, site: Site) -> nn.Module:
         self._index += 1
         return self._make(site)

@@ -44,6 +44,11 @@ class Data(ABC):
     loss: Loss = "cross_entropy"
 
     @property
+    def target_unit(self) -> float:
+        """How much 1 of the targets handed over is in the data's own unit: not 1 where they are standardised."""
+        return 1.0
+
+    @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Shape of one example."""

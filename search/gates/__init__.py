@@ -4,6 +4,7 @@ from normact.search.gates.base import Gate, Pass, ScreenContext, ScreenGate, Tra
 from normact.search.gates.causality import Causality
 from normact.search.gates.linearity import Linearity
 from normact.search.gates.screen import Duplicate, Probe, SignalPropagation, Structure
+from normact.search.gates.size import Size
 from normact.search.gates.train import Quality, Stability, Stall
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ScreenContext",
     "ScreenGate",
     "SignalPropagation",
+    "Size",
     "Stability",
     "Stall",
     "Structure",

@@ -29,12 +29,14 @@ Verdict = Pass | Rejection
 class ScreenContext:
     """What a screening gate may look at.
 
-    `fingerprint` is set by the duplicate gate.
+    `task` is what the candidate would be trained on; None where it is only looked at. `fingerprint` is set by the
+    duplicate gate.
     """
 
     space: Space
     candidate: Any
     seed: int
+    task: Task | None = None
     fingerprint: str = ""
 
 

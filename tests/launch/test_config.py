@@ -25,8 +25,25 @@ from normact.search.pool import Pool
 from normact.spaces import InputError
 
 CONF = Path(config_module.__file__).parents[1] / "conf"
-OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name != "suits")
 LISTS = ("anchor", "objective")
+
+NEEDS = {
+    ("anchor", "kan"): ["space=kan"],
+    ("anchor", "kan_conv"): ["space=kan_conv"],
+    ("anchor", "mlp"): ["space=kan_act", "space.layouts=[NCHW,NLC,NC]"],
+    ("data", "functions"): ["space=kan"],
+    ("objective", "rmse"): ["space=kan", "data=functions"],
+    ("recipe", "functions"): ["space=kan", "data=functions"],
+    ("recipe", "kan"): ["space=kan"],
+    ("gates", "kan"): ["space=kan"],
+}
+"""What an option goes with, where that is not the default; by the longest beginning of its name."""
+
+
+def companions(group, option):
+    starts = [(g, name) for g, name in NEEDS if g == group and option.startswith(name)]
+    return NEEDS[max(starts, key=lambda start: len(start[1]))] if starts else []
 
 
 def override(group, option):
@@ -45,7 +62,7 @@ def test_every_yaml_composes_and_makes_its_objects(group, option, require):
     if option == "fashion_mnist":  # what is trivial there depends on its labels
         there = Path("/usr/share/datasets/fashion-mnist").is_dir()
         require(there, "Fashion-MNIST (apt-get install dataset-fashion-mnist)")
-    config = compose_config([override(group, option)])
+    config = compose_config([*companions(group, option), override(group, option)])
     space = space_of(config)
     task = task_of(config)
     task.check_meets(space)
@@ -60,7 +77,7 @@ def test_every_yaml_composes_and_makes_its_objects(group, option, require):
 
 
 def test_the_input_comes_from_the_data():
-    assert compose_config(["data=digits"])["input"] == {"channels": 1, "size": 8, "outputs": 10}
+    assert compose_config(["data=digits"])["input"] == {"channels": 1, "size": 8, "features": 64, "outputs": 10}
     config = compose_config(["data=fashion_mnist"])
     assert config["input"]["size"] == 28
     assert config["anchor"]["token_mixer"]["size"] == 28

@@ -200,7 +200,9 @@ def test_known_layers_pass_the_default_screening_in_every_preset(preset, name):
     for gate in gates:
         found = gate.check(ctx)
         assert isinstance(found, Pass), found
-    assert [gate.name for gate in gates] == ["structure", "probe", "linearity", "causality", "duplicate", "propagation"]
+    assert [gate.name for gate in gates] == [
+        "structure", "size", "probe", "linearity", "causality", "duplicate", "propagation",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("layouts", [("NLC",), ("NCHW", "NLC")])
