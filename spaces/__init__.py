@@ -7,6 +7,7 @@ from normact.spaces.errors import InputError
 from normact.spaces.fingerprint import fingerprint
 from normact.spaces.graph import LayerGraph, Node
 from normact.spaces.graph_space import Constraints, GraphSpace
+from normact.spaces.kan.space import KanSpace
 from normact.spaces.layer import ChannelAffine, GraphLayer, LayerOptions
 from normact.spaces.ops import ACTIVATIONS, EVONORM_MOMENTS, EVONORM_POINTWISE, OPS, Op, register
 from normact.spaces.site import Conv, Site
@@ -27,6 +28,7 @@ __all__ = [
     "GraphLayer",
     "GraphSpace",
     "InputError",
+    "KanSpace",
     "LayerGraph",
     "LayerOptions",
     "NamedLayer",
