@@ -49,6 +49,7 @@ def vendored(
     keep: Mapping[str, Collection[str]] | None = None,
     settled: Settled | None = None,
     replace: Mapping[object, str] | None = None,
+    without: Collection[str] = (),
     text: str = "",
 ) -> str:
     """Imports, and the definitions of the objects and of all of ours that they use, in an order in which they run.
@@ -63,6 +64,7 @@ def vendored(
         settled: names whose values are known, see `folding`: branches that they never take are not printed.
         replace: for a class or function, the source of a module (imports and definitions) whose definition of that
             name stands for it.
+        without: methods that are left out of every class.
         text: printed at the end, such as a function that makes a layer; names in it are the objects', or `USUAL`.
 
     Returns:
@@ -72,7 +74,7 @@ def vendored(
         InputError: an object has no source, or needs a library other than torch; an entry to keep is not there.
     """
     standing = STANDING_FOR | {_key(obj): source for obj, source in (replace or {}).items()}
-    collector = _Collector(keep or {}, settled or {}, standing)
+    collector = _Collector(keep or {}, settled or {}, standing, without)
     wanted = [_key(obj) for obj in objects]
     return _printed(collector.collect(wanted), wanted, text)
 
@@ -97,10 +99,17 @@ class _Definition:
 
 
 class _Collector:
-    def __init__(self, keep: Mapping[str, Collection[str]], settled: Settled, standing: Mapping[Key, str]) -> None:
+    def __init__(
+        self,
+        keep: Mapping[str, Collection[str]],
+        settled: Settled,
+        standing: Mapping[Key, str],
+        without: Collection[str],
+    ) -> None:
         self.keep = keep
         self.settled = settled
         self.standing = standing
+        self.without = without
         self.packages: set[str] = {__name__.split(".")[0]}
         self.modules: dict[str, Module] = {}
         self.found: dict[Key, _Definition] = {}
@@ -137,6 +146,7 @@ class _Collector:
             return self._table(key, module)
         text = without_decorators(module.source(key[1]), _registers)
         if isinstance(module.statement(key[1]), ast.ClassDef | ast.FunctionDef):
+            text = without_methods(text, self.without)
             text = folded(text, self.settled, lambda name: _table_of(module, name))
         definition = _Definition(key, module, text)
         self._resolve(definition)
@@ -258,11 +268,13 @@ def _printed(definitions: Sequence[_Definition], wanted: Sequence[Key], text: st
         own = {name for _, name in wanted}
         imports |= {USUAL[name] for name in (at_once | later) - own if name in USUAL}
     names = _distinct(definitions, wanted)
+    modules = {re.split(r"[.:]", module)[-1] for module, _ in names}
     parts = []
     for definition in definitions:
         used = {key[1]: names[key] for key in (definition.key, *definition.first, *definition.later)}
         changes = {old: new for old, new in used.items() if old != new}
-        parts.append(renamed(definition.text, changes) if changes else definition.text)
+        source = renamed(definition.text, changes) if changes else definition.text
+        parts.append(re.sub(r"`(\w+)\.(\w+)`", lambda m: f"`{m[2]}`" if m[1] in modules else m[0], source))
     parts += [text.strip()] if text else []
     gaps = [_gap(before, after) for before, after in zip(["", *parts], parts, strict=False)]
     return _imports(imports) + "".join(gap + part for gap, part in zip(gaps, parts, strict=True)) + "\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -89,14 +88,14 @@ def fit_silu(reach: float, above: int, below: int) -> tuple[list[float], list[fl
 
     Least squares of P - f Q - f, divided by the last round's 1 + Q (Sanathanan and Koerner, 1963).
     """
-    x = np.linspace(-reach, reach, 201)
-    f, q = x / (1 + np.exp(-x)), np.zeros_like(x)
-    powers = np.arange(2, below + 1, 2)
-    columns = np.hstack([x[:, None] ** np.arange(above + 1), -f[:, None] * x[:, None] ** powers])
+    x = torch.linspace(-reach, reach, 201, dtype=torch.float64)  # not numpy: an exported file needs torch alone
+    f, q = nn.functional.silu(x), torch.zeros_like(x)
+    powers = torch.arange(2, below + 1, 2)
+    columns = torch.cat([x[:, None] ** torch.arange(above + 1), -f[:, None] * x[:, None] ** powers], 1)
     for _ in range(20):
-        weights = 1 / (1 + np.abs(q))
-        found = np.linalg.lstsq(columns * weights[:, None], f * weights, rcond=None)[0]
+        weights = 1 / (1 + q.abs())
+        found = torch.linalg.lstsq(columns * weights[:, None], (f * weights)[:, None]).solution[:, 0]
         q = x[:, None] ** powers @ found[above + 1 :]
-    denominator = np.zeros(below)
+    denominator = torch.zeros(below, dtype=torch.float64)
     denominator[powers - 1] = found[above + 1 :]
     return found[: above + 1].tolist(), denominator.tolist()
