@@ -151,7 +151,7 @@ def rerank_task_of(config: Config) -> Task:
 def _task(config: Config, anchors: Config, recipe: Config) -> Task:
     data = _data(config["data"])
     with theirs("data"):
-        data.load()  # objectives may look at it; a missing folder is said here, not by a worker later
+        data.load().check_finite()  # objectives may look at it; what is missing is said here, not by a worker later
     measures = {name: _made(node, f"objective {name}", Measure) for name, node in config.get("objective", {}).items()}
     for name, measure in measures.items():
         with theirs(f"objective {name}"):

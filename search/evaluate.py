@@ -171,7 +171,7 @@ class Evaluator:
 
     @cached_property
     def _test(self) -> Split:
-        return self.task.data.load_test().to(self.task.device)
+        return self.task.data.load_test().check_finite("test").to(self.task.device)
 
 
 def _broken(values: dict[str, float], anchor: str, step: int) -> Rejection | None:

@@ -118,7 +118,7 @@ def _trivial_loss(data: Data) -> float:
     if data.loss == "cross_entropy":
         shares = _class_shares(data)
         return float(-(shares * shares.clamp_min(1e-12).log()).sum())
-    return float(data.load().train.y.var(0, correction=0).mean())
+    return float(data.load().train.check_finite("training").y.var(0, correction=0).mean())
 
 
 def _class_shares(data: Data) -> Tensor:
@@ -181,8 +181,12 @@ class Task:
 
     @cached_property
     def splits(self) -> Splits:
-        """Train and validation examples on the task's device."""
-        splits = self.data.load()
+        """Train and validation examples on the task's device.
+
+        Raises:
+            InputError: they have another shape than the data say, or values that are not finite.
+        """
+        splits = self.data.load().check_finite()
         if splits.train.x.shape[1:] != torch.Size(self.data.shape):
             raise InputError(f"the data say shape {self.data.shape}, but hold {tuple(splits.train.x.shape[1:])}")
         return Splits(splits.train.to(self.device), splits.validation.to(self.device))

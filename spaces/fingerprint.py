@@ -46,23 +46,21 @@ def fingerprint(build: Callable[[Site], nn.Module], sites: Sequence[Site]) -> st
 
 
 def probe_shape(site: Site) -> tuple[int, ...]:
-    """A small shape for a site, all sizes distinct where the layout allows."""
-    c = site.in_features
-    return {"NCHW": (4, c, 3, 5), "NLC": (4, 5, c), "NC": (7, c)}[site.layout]
+    """A small shape for a site, all sizes distinct where the layout allows; an image is no smaller than the kernel."""
+    c, kernel = site.in_features, site.conv.kernel_size if site.conv else 1
+    return {"NCHW": (4, c, max(3, kernel), max(5, kernel + 2)), "NLC": (4, 5, c), "NC": (7, c)}[site.layout]
 
 
 @lru_cache(maxsize=256)
 def probe_batch(site: Site, number: int) -> tuple[Tensor, Tensor]:
-    """Input and cotangent (float64) of a probe batch; later ones are scaled and shifted."""
+    """Input and cotangent (float64, of the output's shape) of a probe batch; later ones are scaled and shifted."""
     generator = torch.Generator().manual_seed(7919 * (number + 1) + site.in_features)
     shape = probe_shape(site)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     if number:
         channels = torch.randn(site.in_features, generator=generator, dtype=torch.float64)
         x = 2.5 * x + 0.7 + (channels if site.layout == "NLC" else channels.view(-1, *[1] * (x.dim() - 2)))
-    out = list(shape)
-    out[2 if site.layout == "NLC" else 1] = site.features_out
-    return x, torch.randn(out, generator=generator, dtype=torch.float64)
+    return x, torch.randn(site.output_shape(shape), generator=generator, dtype=torch.float64)
 
 
 @lru_cache(maxsize=4096)

@@ -32,7 +32,8 @@ class Site:
         in_features: channels that come in.
         out_features: channels that go out; None means `in_features`, which `norm_act` and `act` require.
         layout: how tensors lie, see `Layout`.
-        activation: False where the network has a norm with no activation after it.
+        activation: False where the network needs no nonlinearity: a norm with no activation after it, or a `linear` or
+            `conv` site with an activation of the network's own.
         causal: True where position i may depend on positions up to i alone.
         conv: the convolution's arguments, for kind `conv`.
         positions: how many places of one example the layer is applied to (pixels or tokens that come in), where that

@@ -25,6 +25,22 @@ class Split:
     def __len__(self) -> int:
         return len(self.x)
 
+    def check_finite(self, what: str) -> Split:
+        """The examples themselves, checked.
+
+        Raises:
+            InputError: an input or target is NaN or infinite; how many, of how many.
+        """
+        for name, values in (("inputs", self.x), ("targets", self.y)):
+            if not (finite := torch.isfinite(values)).all():
+                bad = ~finite.flatten(1).all(1) if finite.dim() > 1 else ~finite
+                raise InputError(
+                    f"{values.numel() - int(finite.sum())} of {values.numel()} values of the {what} {name} are NaN or "
+                    f"infinite, in {int(bad.sum())} of {len(self)} examples, first in number {int(bad.nonzero()[0])}; "
+                    "clean the data, or leave those examples out"
+                )
+        return self
+
     def to(self, device: torch.device | str) -> Split:
         """The examples on a device."""
         return Split(self.x.to(device), self.y.to(device))
@@ -36,6 +52,14 @@ class Splits:
 
     train: Split
     validation: Split
+
+    def check_finite(self) -> Splits:
+        """The splits themselves, checked.
+
+        Raises:
+            InputError: see `Split.check_finite`.
+        """
+        return Splits(self.train.check_finite("training"), self.validation.check_finite("validation"))
 
 
 class Data(ABC):
@@ -82,11 +106,13 @@ class TensorData(Data):
         loss: `cross_entropy` for classes, `mse` for values.
 
     Raises:
-        InputError: a split is empty, the splits' shapes differ, the loss is unknown, or targets do not suit it.
+        InputError: a split is empty or holds NaN or infinity, the splits' shapes differ, the loss is unknown, or
+            targets do not suit it.
     """
 
     def __init__(self, train: Any, validation: Any, test: Any, outputs: int, loss: Loss = "cross_entropy") -> None:
-        self._train, self._validation, self._test = (_stack(s) for s in (train, validation, test))
+        splits = {"training": train, "validation": validation, "test": test}
+        self._train, self._validation, self._test = (_stack(s).check_finite(name) for name, s in splits.items())
         self._outputs = outputs
         self.loss = loss
         if loss not in get_args(Loss):

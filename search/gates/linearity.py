@@ -17,8 +17,9 @@ from normact.spaces.site import Site
 class Linearity(ScreenGate):
     """In evaluation, the layer is not affine in its input: f(a) + f(b) differs from f(c) + f(a + b - c).
 
-    A layer that is affine at all its sites, such as batch normalization with nothing after it, leaves a network a
-    linear model. Running statistics count as fixed, which they are in evaluation. What divides by a statistic of the
+    A layer that is affine at all its sites, such as batch normalization with nothing after it, or a linear map in the
+    place of a Kolmogorov-Arnold layer, leaves a network a linear model. Sites that need no nonlinearity are passed
+    over. Running statistics count as fixed, which they are in evaluation. What divides by a statistic of the
     sample itself, x / instance_std(x), is no affine map and passes without any other nonlinearity.
 
     The figure `nonlinearity` is |f(a) + f(b) - f(c) - f(a + b - c)| over the spread of the four values (Euclidean
@@ -45,7 +46,7 @@ class Linearity(ScreenGate):
     def check(self, ctx: ScreenContext) -> Verdict:
         found = 1.0  # of a space that has no such site
         for site in ctx.space.probe_sites():
-            if site.kind not in ("norm_act", "act") or not site.activation:
+            if not site.activation:
                 continue
             module = _settled(ctx.space.build(ctx.candidate, site), site)
             for scale in self.scales:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from normact.search.gates.base import Pass, ScreenContext, ScreenGate, Verdict
 from normact.search.outcome import Rejection
 from normact.spaces.errors import InputError
-from normact.spaces.fingerprint import fingerprint, probe_batch
+from normact.spaces.fingerprint import fingerprint, probe_batch, probe_shape
 from normact.spaces.site import Site
 
 
@@ -95,10 +95,11 @@ class Duplicate(ScreenGate):
 class SignalPropagation(ScreenGate):
     """A deep random net of the layer, at its start, neither kills nor explodes what goes through it.
 
-    A stack of `depth` random maps (orthogonal over channels), each followed by the layer. Measured after it:
+    A stack of `depth` random maps (orthogonal over channels), each followed by the layer; of layers alone where they
+    carry weights themselves (`linear` and `conv` sites, of those that keep the shape). Measured after it:
     the output's size (root mean square), the share of its variance that is between samples (1 for inputs that
     stay distinct, 0 where all samples become one), and the ratio of the input gradient's norm to the output's; the
-    figures are named by layout, as in `NCHW.size`.
+    figures are named by layout, as in `NCHW.size`, and by site where a layout has several, as in `NC1.size`.
 
     Args:
         depth: layers in the stack.
@@ -125,13 +126,14 @@ class SignalPropagation(ScreenGate):
 
     def check(self, ctx: ScreenContext) -> Verdict:
         figures: dict[str, float] = {}
-        for site in ctx.space.probe_sites():
-            if site.kind not in ("norm_act", "act"):
-                continue
+        sites = [site for site in ctx.space.probe_sites() if _keeps_shape(site)]
+        layouts = [site.layout for site in sites]
+        for site in sites:
             found = self._propagate(ctx, site)
-            figures.update({f"{site.layout}.{name}": value for name, value in found.items()})
+            where = site.layout if layouts.count(site.layout) == 1 else f"{site.layout}{site.index}"
+            figures.update({f"{where}.{name}": value for name, value in found.items()})
             if reason := self._reason(found):
-                return self.rejection(f"{reason} after {self.depth} layers at {site.layout}", **figures)
+                return self.rejection(f"{reason} after {self.depth} layers at {where}", **figures)
         return Pass(figures)
 
     def _reason(self, figures: dict[str, float]) -> str:
@@ -148,9 +150,10 @@ class SignalPropagation(ScreenGate):
         x, _ = _probe(site)
         x = x.clone().requires_grad_()
         h = x
+        along = "nlc,cd->nld" if site.layout == "NLC" else "nc...,cd->nd..."
         for maps in _random_maps(site.in_features, self.depth):
-            along = "nlc,cd->nld" if site.layout == "NLC" else "nc...,cd->nd..."
-            h = ctx.space.build(ctx.candidate, site).train()(torch.einsum(along, h, maps))
+            mixed = h if site.kind in ("linear", "conv") else torch.einsum(along, h, maps)
+            h = ctx.space.build(ctx.candidate, site).train()(mixed)
         flat = h.detach().flatten(1)
         (gradient,) = torch.autograd.grad(h.square().sum() / 2, x)
         total = float(flat.var(correction=0))
@@ -161,6 +164,11 @@ class SignalPropagation(ScreenGate):
             "distinct": between / total if total > 0 else 0.0,
             "gradient": float(gradient.norm() / h.detach().norm()) if size > 0 else 0.0,
         }
+
+
+def _keeps_shape(site: Site) -> bool:
+    shape = probe_shape(site)
+    return site.output_shape(shape) == shape
 
 
 @lru_cache(maxsize=16)

@@ -103,7 +103,7 @@ def test_what_is_not_finite_is_no_affine_layer():
 def test_sites_without_an_activation_need_none():
     class Bare(ModuleSpace):
         def probe_sites(self):
-            return [Site("norm_act", 0, 8, activation=False), Site("linear", 1, 8, layout="NLC")]
+            return [Site("norm_act", 0, 8, activation=False), Site("linear", 1, 8, layout="NLC", activation=False)]
 
     assert Linearity().check(ScreenContext(Bare(it=lambda site: nn.Identity()), "it", 0)) == Pass()
 

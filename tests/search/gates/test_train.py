@@ -218,10 +218,24 @@ def test_quality_is_named_by_its_step_and_looks_there():
 # -- the default gates -----------------------------------------------------------------------------------------
 
 
+NORM_ACT_ANCHORS = ("preact_resnet", "deep_resnet", "inverted_residual", "token_mixer", "token_transformer")
+
+
+def test_the_anchors_below_are_all_those_that_the_default_space_can_fill():
+    names = {path.stem for path in Path(str(files("normact.conf") / "anchor")).glob("*.yaml")}
+    space = space_of(compose_config([]))
+    task = task_of(compose_config(["data=digits", f"anchor=[{','.join(sorted(names))}]"]))
+    served = {n for n, sites in task.sites.items() for s in sites if (s.kind, s.layout) in served_by(space)}
+    assert served == set(NORM_ACT_ANCHORS)
+
+
+def served_by(space):
+    return {(kind, layout) for kind in space.site_kinds for layout in space.layouts}
+
+
 @pytest.fixture(scope="module")
 def every_anchor():
-    names = sorted(path.stem for path in Path(str(files("normact.conf") / "anchor")).glob("*.yaml"))
-    config = compose_config(["data=digits", f"anchor=[{','.join(names)}]"])
+    config = compose_config(["data=digits", f"anchor=[{','.join(NORM_ACT_ANCHORS)}]"])
     return SimpleNamespace(space=space_of(config), task=task_of(config), gates=gates_of(config))
 
 
@@ -255,9 +269,7 @@ def test_known_layers_pass_the_default_gates_on_every_anchor(every_anchor, name)
         (outcome,) = judge(Job(0, kind, ((0, candidate),), seed=0))
         assert outcome.accepted, f"{outcome.gate}: {outcome.reason}"
     assert outcome.steps == every_anchor.task.recipe.steps
-    assert set(outcome.final("validation_loss")) == {
-        "preact_resnet", "deep_resnet", "inverted_residual", "token_mixer", "token_transformer",
-    }  # fmt: skip
+    assert set(outcome.final("validation_loss")) == set(NORM_ACT_ANCHORS)
 
 
 def test_a_task_whose_labels_say_nothing_fails_quality():
