@@ -58,6 +58,18 @@ class Basis(nn.Module, ABC):
         """(..., I) to (..., I, K): the value of each function at each input, in x's dtype."""
         return self.planes(x).transpose(-1, -2)
 
+    def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, ...] | None:
+        """From the gradient of the planes that of x and of each parameter, in their order, without autograd.
+
+        None leaves it to autograd, which then computes the planes again.
+
+        Args:
+            x: (..., I), what `planes` was called with.
+            planes: (..., K, I), what it gave.
+            grad: (..., K, I).
+        """
+        return None
+
     def relative_std(self) -> Tensor:
         """(K,): how large the coefficients of each function start, relative to each other. Alike by default."""
         return torch.ones(self.size)

@@ -16,6 +16,7 @@ from normact.spaces.kan.basis import UNIT, Basis, find_basis
 from normact.spaces.kan.combine import COMBINATIONS, FORMS
 from normact.spaces.kan.mixing import Mixing
 from normact.spaces.kan.normalizers import POST_NORMS, check_suits, make_normalizer, reach_of
+from normact.spaces.kan.packed import pack
 from normact.spaces.site import Conv
 
 BASE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -113,13 +114,15 @@ class KANLayer(nn.Module):
 
     def _products(self, u: Tensor, x: Tensor) -> list[Tensor]:
         """What each product mixes, (..., planes, I), from normalized inputs and inputs as they are."""
-        planes = [basis.planes(u) for basis in self._bases]
-        base = [] if self.base == "none" else [BASE_ACTIVATIONS[self.base](x).unsqueeze(-2)]
-        if self.combine in FORMS:
-            return planes + base
+        bases = self._bases
+        base = None if self.base == "none" else BASE_ACTIVATIONS[self.base](x)
+        if self.combine == "sum":
+            return [pack(bases, u, base)]
+        planes = [pack([basis], u, None) for basis in bases]
+        rest = [] if base is None else [base.unsqueeze(-2)]
         if self.combine == "shared":
-            planes = [torch.stack(planes).sum(0)]
-        return [torch.cat(planes + base, -2)] if len(planes + base) > 1 else planes
+            return [torch.cat([torch.stack(planes).sum(0), *rest], -2)]
+        return planes + rest
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -50,12 +50,21 @@ class BSpline(Basis):
 
     def planes(self, x: Tensor) -> Tensor:
         t = x * self.per_width
-        return torch.stack([self._bump((t - center).abs()) for center in self.centers], -2)
+        return torch.stack([self._powers((t - center).abs(), self.order) for center in self.centers], -2)
 
-    def _bump(self, s: Tensor) -> Tensor:
-        """M at s >= 0."""
+    def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor]:
+        t, of_t = x * self.per_width, torch.zeros_like(x)
+        for center, above in zip(self.centers, grad.unbind(-2), strict=True):
+            s = t - center
+            of_t.addcmul_(self._powers(s.abs(), self.order - 1).mul_(s.sign_()), above, value=-self.order)
+        return (of_t.mul_(self.per_width),)
+
+    def _powers(self, s: Tensor, power: int) -> Tensor:
+        """The sum in M, at s >= 0, with that power in place of p."""
         half = (self.order + 1) / 2
-        y = self.terms[0] * (half - s).relu() ** self.order
-        for j, term in enumerate(self.terms[1:], 1):
-            y = y + term * (half - j - s).relu() ** self.order
+        rests = [(half - j - s).relu() for j in range(len(self.terms))]
+        parts = [rest**power if power else (rest > 0).to(s.dtype) for rest in rests]
+        y = self.terms[0] * parts[0]
+        for term, part in zip(self.terms[1:], parts[1:], strict=True):
+            y = torch.add(y, part, alpha=term)
         return y

@@ -50,6 +50,14 @@ class Fourier(Basis):
                 found.append(twice * found[-1] - found[-2])
         return torch.stack(cosines[1:] + sines[1:], -2)
 
+    def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor]:
+        waves, above, count = planes.unbind(-2), grad.unbind(-2), self.frequencies
+        of_x = torch.zeros_like(x)
+        for k in range(count):
+            of_x.addcmul_(above[count + k], waves[k], value=(k + 1) * self.rate)
+            of_x.addcmul_(above[k], waves[count + k], value=-(k + 1) * self.rate)
+        return (of_x,)
+
     def relative_std(self) -> Tensor:
         return 1 / torch.arange(1, self.frequencies + 1).repeat(2)
 
@@ -82,7 +90,15 @@ class Sine(Basis):
         self.register_buffer("phases", (k / (grid + 1)).unsqueeze(1) + torch.linspace(0, math.pi, features))
 
     def planes(self, x: Tensor) -> Tensor:
-        return torch.sin(x.unsqueeze(-2) * self.rates.unsqueeze(-1) + self.phases)
+        return torch.sin(self._angles(x))
+
+    def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        of_angles = self._angles(x).cos_().mul_(grad)
+        of_rates = torch.einsum("nki,ni->k", of_angles.flatten(0, -3), x.flatten(0, -2))
+        return of_angles.mul_(self.rates.unsqueeze(-1)).sum(-2), of_rates
+
+    def _angles(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-2) * self.rates.unsqueeze(-1) + self.phases
 
     def relative_std(self) -> Tensor:
         return 1 / torch.arange(1, self.size + 1)

@@ -34,13 +34,23 @@ class Sech(Basis):
         self.per_width = (grid - 1) / (2 * reach)
 
     def planes(self, x: Tensor) -> Tensor:
-        e = torch.exp(-((x.unsqueeze(-2) - self.centers.unsqueeze(-1)) * self.per_width).abs())
+        e = torch.exp(-self._distances(x).abs())
         return 2 * e / (1 + e * e)
+
+    def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        of_u = slopes(self._distances(x), planes, grad, -self.per_width)
+        return of_u.sum(-2), -of_u.flatten(0, -3).sum((0, 2))
+
+    def _distances(self, x: Tensor) -> Tensor:
+        """(x - c_k) / h."""
+        return (x.unsqueeze(-2) - self.centers.unsqueeze(-1)) * self.per_width
 
 
 @register_basis
 class Rswaf(Basis):
     """1 - tanh^2((x - c_k) / h), centres c_k evenly from -reach to reach, h their distance (FasterKAN's RSWAF).
+
+    Written as 4 e^-2|u| / (1 + e^-2|u|)^2: one exponential, and no cancelling in the tails.
 
     Args:
         features: I.
@@ -62,4 +72,18 @@ class Rswaf(Basis):
         self.per_width = (grid - 1) / (2 * reach)
 
     def planes(self, x: Tensor) -> Tensor:
-        return 1 - torch.tanh((x.unsqueeze(-2) - self.centers) * self.per_width).square()
+        e = torch.exp(-2 * self._distances(x).abs())
+        return 4 * e / (1 + e).square()
+
+    def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor]:
+        return (slopes(self._distances(x), planes, grad, -2 * self.per_width).sum(-2),)
+
+    def _distances(self, x: Tensor) -> Tensor:
+        """(x - c_k) / h."""
+        return (x.unsqueeze(-2) - self.centers) * self.per_width
+
+
+def slopes(u: Tensor, planes: Tensor, grad: Tensor, factor: float) -> Tensor:
+    """factor tanh(u) planes grad, written over u: the slope of either bump is itself times a multiple of tanh(u)."""
+    q = u.abs().mul_(-2).exp_()
+    return torch.copysign(1 - q, u, out=u).div_(q.add_(1)).mul_(planes).mul_(grad).mul_(factor)

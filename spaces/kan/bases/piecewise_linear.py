@@ -37,9 +37,14 @@ class PiecewiseLinear(Basis):
 
     def planes(self, x: Tensor) -> Tensor:
         t, cells = (x + self.reach) * self.per_width, self.size - 1
-        ramps = [
-            (t - k).clamp(0.0 if k > 0 else None, 1.0 if k < cells - 1 else None) if cells > 1 else t
-            for k in range(cells)
-        ]
+        ramps = [t - k for k in range(cells)]
+        ramps = [ramp if k == 0 else torch.where(ramp < 0, 0.0, ramp) for k, ramp in enumerate(ramps)]
+        ramps = [ramp if k == cells - 1 else torch.where(ramp < 1, ramp, 1.0) for k, ramp in enumerate(ramps)]
         inner = [left - right for left, right in pairwise(ramps)]
         return torch.stack([1 - ramps[0], *inner, ramps[-1]], -2)
+
+    def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor]:
+        """The slope is that of x's cell: h^-1 times the difference of the gradients of the cell's two hats."""
+        cell = ((x + self.reach) * self.per_width).floor_().clamp_(0, self.size - 2).long().unsqueeze(-2)
+        slope = grad.gather(-2, cell + 1) - grad.gather(-2, cell)
+        return (slope.squeeze(-2) * self.per_width,)

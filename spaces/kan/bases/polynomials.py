@@ -50,6 +50,30 @@ class Polynomials(Basis):
             found.append(now)
         return torch.stack(found, -2)
 
+    def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        """Backwards along the recurrence: that of p_k is u_k = grad_k + (a_k x + b_k) u_{k+1} - c_{k+1} u_{k+2}."""
+        p = [torch.ones_like(x), *planes.unbind(-2)]
+        g = grad.unbind(-2)
+        after: Tensor | None = None
+        now = g[-1]
+        of_x = torch.zeros_like(x)
+        of_c: list[Tensor] = []
+        for k in range(self.size - 1, -1, -1):  # now is the gradient of p_{k+1}
+            a, b, _ = self.step(k)
+            of_x.add_(now * p[k], alpha=a)
+            if k == 0:
+                break
+            of_c.append(now)
+            before = g[k - 1] + (a * x + b) * now
+            if after is not None:
+                before -= self.step(k + 1)[2] * after
+            after, now = now, before
+        return (of_x, *self._of_parameters(p, of_c[::-1]))
+
+    def _of_parameters(self, p: list[Tensor], grads: list[Tensor]) -> tuple[Tensor, ...]:
+        """From p_0 to p_K and the gradients of p_2 to p_K."""
+        return ()
+
 
 @register_basis
 class Chebyshev(Polynomials):
@@ -136,3 +160,6 @@ class Gram(Polynomials):
 
     def step(self, k: int) -> tuple[float, float, float | Tensor]:
         return (2.0, 0.0, self.betas[k - 1]) if k else (1.0, 0.0, 0.0)
+
+    def _of_parameters(self, p: list[Tensor], grads: list[Tensor]) -> tuple[Tensor]:
+        return (-torch.stack([(g * before).sum() for g, before in zip(grads, p, strict=False)]),)

@@ -42,7 +42,20 @@ class ReLUKAN(Basis):
         self.narrowest = cell / 1000
 
     def planes(self, x: Tensor) -> Tensor:
-        half = ((self.ends - self.starts) / 2).clamp_min(self.narrowest)  # ends that crossed stay apart
+        return (1 - self._distances(x).square()).relu().square()
+
+    def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        u, half = self._distances(x), self._halves()
+        of_x = u.square().neg_().add_(1).relu_().mul_(u).mul_(grad).mul_((-4 / half).unsqueeze(-1))
+        of_half = -torch.einsum("nki,nki->k", of_x.flatten(0, -3), u.flatten(0, -3)) * (half > self.narrowest)
+        of_middle = -of_x.flatten(0, -3).sum((0, 2))
+        return of_x.sum(-2), (of_middle - of_half) / 2, (of_middle + of_half) / 2
+
+    def _distances(self, x: Tensor) -> Tensor:
+        """u."""
         middle = (self.starts + self.ends) / 2
-        u = (x.unsqueeze(-2) - middle.unsqueeze(-1)) / half.unsqueeze(-1)
-        return (1 - u.square()).relu().square()
+        return (x.unsqueeze(-2) - middle.unsqueeze(-1)) / self._halves().unsqueeze(-1)
+
+    def _halves(self) -> Tensor:
+        """Half the distance of the ends, which stay apart when they cross."""
+        return ((self.ends - self.starts) / 2).clamp_min(self.narrowest)

@@ -11,6 +11,14 @@ from torch import Tensor
 from normact.spaces.kan.basis import WIDE, Basis, register_basis
 from normact.spaces.kan.checks import check_whole
 
+PEAK = 2 / (math.sqrt(3) * math.pi**0.25)
+"""The Mexican hat's height, which gives it norm 1."""
+
+
+def envelope(u: Tensor) -> Tensor:
+    """exp(-u^2 / 2), where nothing is to be derived from it."""
+    return u.square().mul_(-0.5).exp_()
+
 
 class Wavelets(Basis):
     """psi((x - t_k) / s_k) for a dyadic dictionary of K = 2^L scales and shifts.
@@ -46,8 +54,20 @@ class Wavelets(Basis):
     def wavelet(u: Tensor) -> Tensor:
         """psi, elementwise."""
 
+    @staticmethod
+    @abstractmethod
+    def slope(u: Tensor, psi: Tensor) -> Tensor:
+        """psi', from u and psi(u)."""
+
     def planes(self, x: Tensor) -> Tensor:
-        return self.wavelet((x.unsqueeze(-2) - self.shifts) * self.per_scale)
+        return self.wavelet(self._distances(x))
+
+    def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor]:
+        return (self.slope(self._distances(x), planes).mul_(grad).mul_(self.per_scale).sum(-2),)
+
+    def _distances(self, x: Tensor) -> Tensor:
+        """(x - t_k) / s_k."""
+        return (x.unsqueeze(-2) - self.shifts) * self.per_scale
 
 
 @register_basis
@@ -59,7 +79,11 @@ class MexicanHat(Wavelets):
     @staticmethod
     def wavelet(u: Tensor) -> Tensor:
         square = u.square()
-        return 2 / (math.sqrt(3) * math.pi**0.25) * (1 - square) * torch.exp(-square / 2)
+        return PEAK * (1 - square) * torch.exp(-square / 2)
+
+    @staticmethod
+    def slope(u: Tensor, psi: Tensor) -> Tensor:
+        return envelope(u).mul_(2 * PEAK).add_(psi).mul_(u).neg_()
 
 
 @register_basis
@@ -72,6 +96,10 @@ class Morlet(Wavelets):
     def wavelet(u: Tensor) -> Tensor:
         return torch.cos(5 * u) * torch.exp(-u.square() / 2)
 
+    @staticmethod
+    def slope(u: Tensor, psi: Tensor) -> Tensor:
+        return torch.sin(5 * u).mul_(envelope(u)).mul_(-5).addcmul_(u, psi, value=-1)
+
 
 @register_basis
 class DoG(Wavelets):
@@ -82,3 +110,7 @@ class DoG(Wavelets):
     @staticmethod
     def wavelet(u: Tensor) -> Tensor:
         return -u * torch.exp(-u.square() / 2)
+
+    @staticmethod
+    def slope(u: Tensor, psi: Tensor) -> Tensor:
+        return envelope(u).addcmul_(u, psi).neg_()
