@@ -21,6 +21,9 @@ class Clamp(nn.Module):
 class FeatureLayerNorm(nn.LayerNorm):
     """LayerNorm over the features. A single feature, which would always become 0, is left as it is."""
 
+    def __init__(self, features: int) -> None:
+        super().__init__(features, elementwise_affine=features > 1)
+
     def forward(self, x: Tensor) -> Tensor:
         return x if self.normalized_shape == (1,) else super().forward(x)
 
