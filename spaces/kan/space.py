@@ -233,15 +233,16 @@ def _completed(gene: LayerGene) -> LayerGene:
 
 
 def _parameters(gene: LayerGene, site: Site) -> int:
-    """How many parameters the layer has: they are bilinear in its widths, so four small ones tell."""
-    kernel = site.conv.kernel_size if site.conv else 0
+    """How many parameters the layer has: a I O / groups + b I + c O + d, told from four small layers."""
+    kernel, groups = (site.conv.kernel_size, site.conv.groups) if site.conv else (0, 1)
     count = functools.partial(_count, gene, site.kind, site.layout, kernel)
     if site.kind in ("norm_act", "act"):
         return count(8, 8) + (count(16, 16) - count(8, 8)) * (site.in_features - 8) // 8
-    wide, high = (site.in_features // (site.conv.groups if site.conv else 1) - 8) / 8, (site.features_out - 8) / 8
-    both = count(16, 16) - count(16, 8) - count(8, 16) + count(8, 8)
-    along = (count(16, 8) - count(8, 8)) * wide + (count(8, 16) - count(8, 8)) * high
-    return round(count(8, 8) + along + both * wide * high)
+    product = (count(16, 16) - count(16, 8) - count(8, 16) + count(8, 8)) // 64
+    wide, high = (count(16, 8) - count(8, 8)) // 8 - 8 * product, (count(8, 16) - count(8, 8)) // 8 - 8 * product
+    rest = count(8, 8) - 64 * product - 8 * (wide + high)
+    inputs, outputs = site.in_features, site.features_out
+    return product * inputs * outputs // groups + wide * inputs + high * outputs + rest
 
 
 @functools.lru_cache(maxsize=4096)
