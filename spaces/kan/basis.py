@@ -64,9 +64,9 @@ class Basis(nn.Module, ABC):
         None leaves it to autograd, which then computes the planes again.
 
         Args:
-            x: (..., I), what `planes` was called with.
-            planes: (..., K, I), what it gave.
-            grad: (..., K, I).
+            x: (N, I), what `planes` was called with.
+            planes: (N, K, I), what it gave.
+            grad: (N, K, I).
         """
         return None
 

@@ -25,7 +25,7 @@ class FeatureLayerNorm(nn.LayerNorm):
         super().__init__(features, elementwise_affine=features > 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.normalized_shape == (1,) else super().forward(x)
+        return x if self.normalized_shape == (1,) else super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 class FeatureBatchNorm(nn.BatchNorm1d):
@@ -35,12 +35,16 @@ class FeatureBatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
         if self.training and len(rows) < 2:
-            return nn.functional.batch_norm(
-                rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            ).view(x.shape)
-        return super().forward(rows).view(x.shape)
+            return (
+                nn.functional.batch_norm(
+                    rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+                )
+                .view(x.shape)
+                .to(x.dtype)
+            )
+        return super().forward(rows).view(x.shape).to(x.dtype)
 
 
 class MinMax(nn.Module):

@@ -62,15 +62,22 @@ def _parts(bases: Sequence[Basis], planes: Tensor) -> tuple[Tensor, ...]:
     return planes.narrow(-2, 0, sum(sizes)).split(sizes, -2)
 
 
+def _rows(x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With one leading axis."""
+    rows = x.reshape(-1, x.shape[-1])
+    shape = (len(rows), -1, x.shape[-1]) if planes.numel() else (0, planes.shape[-2], x.shape[-1])
+    return rows, planes.reshape(shape), grad.reshape(shape)
+
+
 def _gradients(
     basis: Basis, x: Tensor, planes: Tensor, grad: Tensor, parameters: Sequence[Tensor], needed: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """Of x, then of the parameters; the basis's own formula where it has one and all is as it was."""
     swapped = any(a is not b for a, b in zip(parameters, basis.parameters(), strict=True))
     again = torch.is_grad_enabled()
-    own = None if again or swapped else basis.vjp(x, planes, grad)
+    own = None if again or swapped else basis.vjp(*_rows(x, planes, grad))
     if own is not None:
-        return own
+        return own[0].view(x.shape), *own[1:]
     with torch.enable_grad():
         names = dict(zip((name for name, _ in basis.named_parameters()), parameters, strict=True))
         value = torch.func.functional_call(basis, names, (x,)).transpose(-1, -2)

@@ -94,7 +94,7 @@ class Sine(Basis):
 
     def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         of_angles = self._angles(x).cos_().mul_(grad)
-        of_rates = torch.einsum("nki,ni->k", of_angles.flatten(0, -3), x.flatten(0, -2))
+        of_rates = torch.einsum("nki,ni->k", of_angles, x)
         return of_angles.mul_(self.rates.unsqueeze(-1)).sum(-2), of_rates
 
     def _angles(self, x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Sech(Basis):
 
     def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         of_u = slopes(self._distances(x), planes, grad, -self.per_width)
-        return of_u.sum(-2), -of_u.flatten(0, -3).sum((0, 2))
+        return of_u.sum(-2), -of_u.sum((0, 2))
 
     def _distances(self, x: Tensor) -> Tensor:
         """(x - c_k) / h."""

@@ -118,7 +118,7 @@ class Jacobi(Polynomials):
     def __init__(
         self, features: int, reach: float = UNIT, degree: int = 4, alpha: float = 1.0, beta: float = 1.0
     ) -> None:
-        if not -1 < min(alpha, beta) <= max(alpha, beta) < float("inf"):
+        if not (-1 < alpha < float("inf") and -1 < beta < float("inf")):
             raise InputError(f"jacobi needs finite alpha and beta above -1, got alpha={alpha} and beta={beta}")
         super().__init__(features, reach, degree)
         self.alpha, self.beta = alpha, beta

@@ -47,8 +47,8 @@ class ReLUKAN(Basis):
     def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         u, half = self._distances(x), self._halves()
         of_x = u.square().neg_().add_(1).relu_().mul_(u).mul_(grad).mul_((-4 / half).unsqueeze(-1))
-        of_half = -torch.einsum("nki,nki->k", of_x.flatten(0, -3), u.flatten(0, -3)) * (half > self.narrowest)
-        of_middle = -of_x.flatten(0, -3).sum((0, 2))
+        of_half = -(of_x * u).sum((0, 2)) * (half > self.narrowest)
+        of_middle = -of_x.sum((0, 2))
         return of_x.sum(-2), (of_middle - of_half) / 2, (of_middle + of_half) / 2
 
     def _distances(self, x: Tensor) -> Tensor:
