@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -110,6 +110,8 @@ class Training:
     The order of examples comes from a generator of its own: what a layer draws shifts nothing. What the model
     draws in a step depends on seed and step alone, so a stop to look in between shifts nothing either.
 
+    A module with a method `set_progress(fraction: float)` is told before each step which share of all is done.
+
     Args:
         model: trained in place.
         examples: on the model's device.
@@ -129,6 +131,7 @@ class Training:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._flats: list[Flat] = []
         self._rest: list[nn.Parameter] = []
+        self._staged: list[Any] = [m for m in model.modules() if hasattr(m, "set_progress")]
         self._seed = seed
         self._batches = shuffled_batches(len(examples), recipe.batch_size, seed)
 
@@ -145,6 +148,8 @@ class Training:
         return True
 
     def _one_step(self) -> bool:
+        for module in self._staged:
+            module.set_progress(self.step / self.recipe.steps)
         picks = next(self._batches)
         loss = loss_of(self.loss, self.model(self.examples.x[picks]), self.examples.y[picks])
         value = float(loss.detach())

@@ -41,7 +41,7 @@ AF_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """F(u, v) of u = A(x - s) and v = A(e - x). `quad1` with ReLU is ReLU-KAN's function (arXiv 2406.02075)."""
 
-SAMPLES = 64
+SAMPLES = 256
 """Draws from the standard normal on which a layer's scale is set at its start."""
 
 SMALLEST_RANGE = 1e-5
