@@ -19,6 +19,7 @@ from normact.spaces.kan.genes import FamilyGene, LayerGene, Pick, Settings
 from normact.spaces.kan.layer import BASE_ACTIVATIONS, KANConv2d, KANLinear, make_basis
 from normact.spaces.kan.node import SHARING, NodeConv2d, NodeLinear, NormActivation
 from normact.spaces.kan.normalizers import BOUNDED, NORMALIZERS, POST_NORMS
+from normact.spaces.kan.selectable import GRANULARITIES, SelectableKANConv2d, SelectableKANLinear
 from normact.spaces.site import Site
 
 Options = Mapping[str, Sequence[Any]]
@@ -251,6 +252,30 @@ class AFKind(Kind):
         return 4 * (gene.option("grid") + gene.option("order"))
 
 
+class SelectableKind(Kind):
+    """`SelectableKANLinear` or `SelectableKANConv2d`: families compete, the best stay."""
+
+    name = "selectable"
+    options = {
+        "granularity": ("node", *(n for n in GRANULARITIES if n != "node")),
+        "normalizer": ("layer_tanh", *(n for n in NORMALIZERS if n != "layer_tanh")),
+        "base": (*BASE_ACTIVATIONS, "none"),
+        "post": POST_NORMS,
+    }
+    families = (2, 6)
+
+    def build(self, gene: LayerGene, site: Site) -> nn.Module:
+        options: dict[str, Any] = dict(gene.options)
+        if site.kind == "conv":
+            return SelectableKANConv2d(
+                site.in_features, site.features_out, **_conv(site), families=_families(gene), **options
+            )
+        return SelectableKANLinear(site.in_features, site.features_out, _families(gene), **options)
+
+    def planes(self, gene: LayerGene) -> int:
+        return _sizes(gene) + 1
+
+
 class NodeKind(Kind):
     """An ordinary map behind a learnable activation; at `norm_act` and `act` sites the activation alone."""
 
@@ -293,7 +318,7 @@ def _with(options: Settings, name: str, value: Any) -> Settings:
     return tuple((key, value if key == name else old) for key, old in options)
 
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (KanKind(), AFKind(), NodeKind())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (KanKind(), AFKind(), SelectableKind(), NodeKind())}
 """The kinds by name."""
 
 
