@@ -139,8 +139,9 @@ class Gram(Polynomials):
     """q_1 to q_K: q_{k+1} = 2x q_k - beta_k q_{k-1}, q_1 = x, with trainable beta_k, shared by all inputs.
 
     At the start q_k is 2^(k-1) times the monic Gram polynomial, orthogonal on N = K + 1 points spread evenly over
-    [-1, 1]: beta_k = 4 k^2 (N^2 - k^2) / (N^2 (4 k^2 - 1)). With all beta_k = 1 they are Chebyshev's. (Trainable
-    beta_k: the KAGN layers of torch-conv-kan, where they start near 0, that is at powers of x.) See `Polynomials`.
+    [-1, 1]: beta_k = 4 k^2 (N^2 - k^2) / (N^2 (4 k^2 - 1)), half that for k = 1. With all beta_k = 1 they are
+    Chebyshev's. (Trainable beta_k: the KAGN layers of torch-conv-kan, where they start near 0, that is at powers of
+    x.) See `Polynomials`.
 
     Args:
         features: I.
@@ -156,6 +157,7 @@ class Gram(Polynomials):
         super().__init__(features, reach, degree)
         k, points = torch.arange(1, degree, dtype=torch.float64), degree + 1
         betas = 4 * k**2 * (points**2 - k**2) / (points**2 * (4 * k**2 - 1))
+        betas[0] /= 2
         self.betas = nn.Parameter(betas.to(torch.get_default_dtype()))
 
     def step(self, k: int) -> tuple[float, float, float | Tensor]:
