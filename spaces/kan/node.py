@@ -169,12 +169,13 @@ class NormActivation(nn.Module):
         self.activation: Callable[[Tensor], Tensor] = nn.Identity()
         if activation:
             self.activation = NodeActivation(features, family, normalizer, sharing, start)
-        elif normalizer == "none":
-            self.activation = ChannelAffine(features, "NC" if layout == "NC" else "NLC")
+        self.affine = ChannelAffine(features, layout) if not activation and normalizer == "none" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """The layout's shape to the same."""
         check_shape(x, self.features, self.layout)
+        if self.affine is not None:
+            return self.affine(x)
         if self.layout == "NCHW":
             return self.activation(self.normalizer(x.movedim(1, -1))).movedim(-1, 1)
         return self.activation(self.normalizer(x))
