@@ -118,7 +118,7 @@ class SpatialAttention(Reduction):
         bound = 1 / math.sqrt(self.taps)
         self.kernel.uniform_(-bound, bound)
         self.bias.uniform_(-bound, bound)
-        self.temperature.fill_(math.sqrt(self.features))
+        self.temperature.fill_(math.sqrt(max(self.features, 2)))  # at 1 the clamp would leave it without a gradient
 
     def forward(self, f: Tensor) -> Tensor:
         functions = len(self.bias)
