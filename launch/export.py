@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,17 +66,24 @@ def load_factory(path: Path, name: str) -> Callable[..., nn.Module]:
     """The factory function of a file that was just written by `export`."""
     spec = importlib.util.spec_from_file_location(f"normact_export_{name}", path)
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
     factory: Callable[..., nn.Module] = getattr(module, name)
     return factory
 
 
 def compare(space: Space, candidate: Any, factory: Callable[..., nn.Module]) -> float:
-    """The largest relative difference of outputs and input gradients between a space's module and a factory's."""
+    """The largest relative difference of outputs and input gradients between a space's module and a factory's.
+
+    At every probe site, so at one for each layer where a candidate's layers differ from place to place. Parameters are
+    moved from where they start: what begins at 0 would else hide what it multiplies.
+    """
     worst = 0.0
     for site in space.probe_sites():
-        ours = space.build(candidate, site).double()
+        ours = _moved(space.build(candidate, site).double())
         theirs = factory(**space.source_arguments(site)).double()
         theirs.load_state_dict(ours.state_dict())
         for training, number in ((True, 0), (True, 1), (False, 0)):
@@ -85,6 +93,14 @@ def compare(space: Space, candidate: Any, factory: Callable[..., nn.Module]) -> 
                 size = float(a.square().mean().sqrt())
                 worst = max(worst, float((a - b).abs().max()) / max(size, 1e-30))
     return worst
+
+
+@torch.no_grad()
+def _moved(module: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.add_(torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=0.1)
+    return module
 
 
 def _response(module: nn.Module, site: Site, number: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ import symtable
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -85,7 +86,18 @@ def read_module(name: str) -> Module:
         raise InputError(f"cannot export from {name}, which has no source ({reason}); write it as a file") from None
 
 
-def names_in(text: str) -> tuple[set[str], set[str]]:
+def is_library(name: str) -> bool:
+    """Whether a top-level module is of the standard library or installed; ours is neither, wherever it lies."""
+    if name == __name__.split(".")[0]:
+        return False
+    if name in sys.stdlib_module_names or name not in sys.modules:
+        return True
+    places = [getattr(sys.modules[name], "__file__", None) or "", *getattr(sys.modules[name], "__path__", [])]
+    return any(part in Path(place).parts for place in places for part in ("site-packages", "dist-packages"))
+
+
+@lru_cache(maxsize=1024)
+def names_in(text: str) -> tuple[frozenset[str], frozenset[str]]:
     """Global names that a definition needs when it is made, and those that it needs later or in annotations."""
     annotations: set[str] = set()
     tree = _WithoutAnnotations(annotations).visit(ast.parse(text))
@@ -99,7 +111,7 @@ def names_in(text: str) -> tuple[set[str], set[str]]:
         used = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() and symbol.is_referenced()}
         (at_once if now else later).update(used)
         waiting += [(child, now) for child in table.get_children()]
-    return at_once, (later | annotations) - at_once
+    return frozenset(at_once), frozenset((later | annotations) - at_once)
 
 
 def is_text(statement: ast.stmt) -> bool:

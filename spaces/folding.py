@@ -20,10 +20,13 @@ Lookup = Callable[[str], Container[object] | None]
 def folded(text: str, settled: Settled, table: Lookup) -> str:
     """The source of one definition, without branches that the settled names never take.
 
-    Decided are comparisons of a settled name with a literal or None, its membership in a table, its truth, and what
-    `not`, `and`, `or`, `if`, `... if ... else ...` and private methods that return it make of these. A guard,
-    `if x not in TABLE: raise ...`, stays: it says what else the caller could have meant.
+    Decided are comparisons of a settled name with a literal (or None) of a type that it can have, its membership in a
+    table, its truth where it can be None or a bool, and what `not`, `and`, `or`, `if`, `... if ... else ...` and
+    private methods that return it make of these. A guard, `if x not in TABLE: raise ...`, stays: it says what else the
+    caller could have meant.
     """
+    if not settled.keys() & set(re.findall(r"\w+", text)):
+        return text
     folder = _Folder(settled, table)
     before = text
     while (changed := folder.step(text)) is not None:
@@ -36,12 +39,14 @@ class _Folder:
         self.settled = settled
         self.table = table
         self.methods: dict[str, bool] = {}
+        self.tests: set[ast.expr] = set()
 
     def step(self, text: str) -> str | None:
         """The text after the first edit that there is to make; None where there is none."""
         tree = ast.parse(text)
         self.methods = dict(_constant_methods(tree))
         guards = {node.test for node in ast.walk(tree) if _is_guard(node)}
+        self.tests = {node.test for node in ast.walk(tree) if isinstance(node, ast.If | ast.IfExp)}
         for block in _blocks(tree):
             for position, statement in enumerate(block):
                 if isinstance(statement, ast.Return | ast.Raise) and position + 1 < len(block):
@@ -50,10 +55,13 @@ class _Folder:
                     continue
                 if (truth := self.truth(statement.test)) is not None:
                     return _branch_taken(text, statement, truth, len(block) == 1)
+        edits: list[tuple[ast.expr, str]] = []
         for node in _placed(tree):
-            if isinstance(node, ast.expr) and node not in guards and (new := self.simpler(text, node)) is not None:
-                return _replaced(text, node, new)
-        return None
+            if any(_within(node, other) for other, _ in edits) or node in guards:
+                continue
+            if (new := self.simpler(text, node)) is not None:
+                edits.append((node, new))
+        return _all_replaced(text, edits) if edits else None
 
     def simpler(self, text: str, node: ast.expr) -> str | None:
         """The shorter source of an expression, if any."""
@@ -71,9 +79,10 @@ class _Folder:
         return None
 
     def fewer_operands(self, text: str, node: ast.BoolOp) -> str | None:
-        """`a and b` is b where a is true; the last operand stays, for it may be the value."""
+        """`a and b` is b where a is true; the last operand may be the value, and so stays where that matters."""
         neutral = isinstance(node.op, ast.And)
-        kept = [value for value in node.values[:-1] if self.truth(value) is not neutral] + node.values[-1:]
+        last = [] if node in self.tests else node.values[-1:]
+        kept = [value for value in node.values if value in last or self.truth(value) is not neutral]
         if len(kept) == len(node.values):
             return None
         return (" and " if neutral else " or ").join(_source(text, value) for value in kept)
@@ -96,7 +105,9 @@ class _Folder:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             return self.methods.get(node.func.attr)
         values = self.values(node)
-        return None if values is None else _agreed(bool(value) for value in values)
+        if values is None or not any(value is None or isinstance(value, bool) for value in values):
+            return None
+        return _agreed(bool(value) for value in values)
 
     def compared(self, node: ast.Compare) -> bool | None:
         values, right = self.values(node.left), node.comparators[0]
@@ -104,6 +115,8 @@ class _Folder:
             return None
         op = node.ops[0]
         if isinstance(op, ast.Eq | ast.NotEq | ast.Is | ast.IsNot) and isinstance(right, ast.Constant):
+            if not any(type(value) is type(right.value) for value in values):
+                return None  # another variable of that name
             wanted = not isinstance(op, ast.NotEq | ast.IsNot)
             return _agreed((value == right.value) is wanted for value in values)
         if isinstance(op, ast.In | ast.NotIn) and isinstance(right, ast.Name):
@@ -120,10 +133,11 @@ class _Folder:
 def without_methods(text: str, names: Container[str]) -> str:
     """A class's source without its methods of those names."""
     definition = ast.parse(text).body[0]
-    for statement in reversed(definition.body) if isinstance(definition, ast.ClassDef) else ():
-        if isinstance(statement, ast.FunctionDef) and statement.name in names:
-            text = _cut(text, statement, statement)
-    return text
+    body = definition.body if isinstance(definition, ast.ClassDef) else []
+    methods = [node for node in body if isinstance(node, ast.FunctionDef) and node.name in names]
+    for method in reversed(methods):
+        text = _cut(text, method, method)
+    return f"{text}\n    pass" if body and len(methods) == len(body) else text
 
 
 def without_decorators(text: str, unwanted: Callable[[ast.expr], bool]) -> str:
@@ -142,10 +156,9 @@ def renamed(text: str, names: Mapping[str, str]) -> str:
     if isinstance(definition, ast.ClassDef | ast.FunctionDef) and definition.name in names:
         head = "class" if isinstance(definition, ast.ClassDef) else "def"
         text = text.replace(f"{head} {definition.name}", f"{head} {names[definition.name]}", 1)
-    found = [(node, new) for node in _placed(ast.parse(text)) if (new := _renaming(text, node, names))]
-    for node, new in sorted(found, key=lambda pair: (pair[0].lineno, pair[0].col_offset), reverse=True):
-        text = _replaced(text, node, new)
-    return text
+    return _all_replaced(
+        text, [(node, new) for node in _placed(ast.parse(text)) if (new := _renaming(text, node, names))]
+    )
 
 
 def _renaming(text: str, node: ast.AST, names: Mapping[str, str]) -> str:
@@ -270,21 +283,40 @@ def _cut(text: str, first: ast.stmt, last: ast.stmt) -> str:
 
 
 def _source(text: str, node: ast.expr) -> str:
-    source = ast.get_source_segment(text, node)
-    assert source is not None
-    return source
+    start, end = _span(text, node)
+    return text.encode()[start:end].decode()
+
+
+def _span(text: str, node: ast.expr) -> tuple[int, int]:
+    """First byte and last of an expression; its columns count bytes."""
+    assert node.end_lineno is not None and node.end_col_offset is not None
+    starts = [0]
+    for line in text.encode().split(b"\n"):
+        starts.append(starts[-1] + len(line) + 1)
+    return starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+
+
+def _within(inner: ast.expr, outer: ast.expr) -> bool:
+    begins = (outer.lineno, outer.col_offset) <= (inner.lineno, inner.col_offset)
+    return begins and _end(inner) <= _end(outer)
+
+
+def _end(node: ast.expr) -> tuple[int, int]:
+    return node.end_lineno or 0, node.end_col_offset or 0
+
+
+def _all_replaced(text: str, edits: list[tuple[ast.expr, str]]) -> str:
+    """The text with several expressions replaced, none of them within another; the last first, which moves no other."""
+    for node, new in sorted(edits, key=lambda edit: (edit[0].lineno, edit[0].col_offset), reverse=True):
+        text = _replaced(text, node, new)
+    return text
 
 
 def _replaced(text: str, node: ast.expr, new: str) -> str:
-    """The text with an expression replaced; parentheses around a single word or call go too."""
-    assert node.end_lineno is not None and node.end_col_offset is not None
-    data = text.encode()  # columns count bytes
-    starts = [0]
-    for line in data.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+    """The text with an expression replaced; parentheses around a single word go too."""
+    data, (start, end) = text.encode(), _span(text, node)
     before, after = data[:start].decode(), data[end:].decode()
-    atom = isinstance(ast.parse(f"({new})").body[0].value, ast.Name | ast.Constant | ast.Attribute | ast.Call)  # type: ignore[attr-defined]
+    atom = re.fullmatch(r"[\w.]+", new)
     opened, closed = before.rstrip(), after.lstrip()
     called = opened[:-1][-1:]
     if atom and opened.endswith("(") and closed.startswith(")") and not (called.isalnum() or called in "_)]"):

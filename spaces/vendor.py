@@ -7,12 +7,14 @@ used; tables of parts are cut down to the parts that are kept.
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from normact.spaces.definitions import Module, is_text, names_in, read_module
+from normact.spaces.definitions import Module, is_library, is_text, names_in, read_module
 from normact.spaces.errors import InputError
 from normact.spaces.folding import Settled, folded, renamed, without_decorators, without_methods
 
@@ -58,7 +60,7 @@ def vendored(
     Registering decorators go, and methods that begin with `_` and are not called.
 
     Args:
-        objects: classes and functions of ours, or of a person's own module.
+        objects: classes and functions of ours, or of a person's own modules: of any that are not installed.
         keep: of a table in some module (a dict, tuple or frozenset), by its name: the entries that are kept. What
             another entry needs is then not printed.
         settled: names whose values are known, see `folding`: branches that they never take are not printed.
@@ -71,7 +73,8 @@ def vendored(
         Python source that begins with its imports.
 
     Raises:
-        InputError: an object has no source, or needs a library other than torch; an entry to keep is not there.
+        InputError: an object has no source, or needs a library other than torch; an entry to keep is not there; or
+            the text defines a name that has another meaning.
     """
     standing = STANDING_FOR | {_key(obj): source for obj, source in (replace or {}).items()}
     collector = _Collector(keep or {}, settled or {}, standing, without)
@@ -110,13 +113,11 @@ class _Collector:
         self.settled = settled
         self.standing = standing
         self.without = without
-        self.packages: set[str] = {__name__.split(".")[0]}
         self.modules: dict[str, Module] = {}
         self.found: dict[Key, _Definition] = {}
 
     def collect(self, wanted: Sequence[Key]) -> list[_Definition]:
         """All definitions that are needed, each behind what it needs to be defined."""
-        self.packages |= {module.split(".")[0] for module, _ in wanted}
         self._visit(wanted)
         while dropped := self._drop_methods():
             self._visit(dropped)
@@ -144,11 +145,9 @@ class _Collector:
         module = self._module(key)
         if key[1] in self.keep:
             return self._table(key, module)
-        text = without_decorators(module.source(key[1]), _registers)
-        if isinstance(module.statement(key[1]), ast.ClassDef | ast.FunctionDef):
-            text = without_methods(text, self.without)
-            text = folded(text, self.settled, lambda name: _table_of(module, name))
-        definition = _Definition(key, module, text)
+        words = set(re.findall(r"\w+", module.source(key[1])))
+        settled = tuple((name, frozenset(values)) for name, values in self.settled.items() if name in words)
+        definition = _Definition(key, module, _shortened(module, key[1], settled, tuple(self.without)))
         self._resolve(definition)
         return definition
 
@@ -162,12 +161,14 @@ class _Collector:
             raise InputError(f"cannot keep {', '.join(missing)} of {key[1]}: it has {', '.join(map(str, live))}")
         definition = _Definition(key, module, "")
         names = [name for name in (live if not isinstance(live, frozenset) else sorted(map(str, live))) if name in kept]
+        source = module.source(key[1])
+        head = source.split("=", 1)[0] + "= "
         if isinstance(live, dict):
-            value = _dict([f'"{name}": {self._entry(definition, statement, live, str(name))}' for name in names])
+            entries = [f'"{name}": {self._entry(definition, statement, live, str(name))}' for name in names]
+            value = _dict(entries, LONGEST - len(head))
         else:
             value = _plain(names, isinstance(live, tuple))
-        source = module.source(key[1])
-        definition.text = f"{source.split('=', 1)[0]}= {value}{_docstring_below(source)}"
+        definition.text = f"{head}{value}{_docstring_below(source)}"
         self._resolve(definition)
         return definition
 
@@ -204,7 +205,7 @@ class _Collector:
             return None
         imported = module.imports[name]
         top = imported.module.split(".")[0]
-        if top in self.packages:
+        if not is_library(top):
             found = self._origin(read_module(imported.module), name) if imported.name == name else None
             if found is None:
                 raise InputError(f"cannot export {module.name}: {imported.statement!r} names no definition of its own")
@@ -225,6 +226,17 @@ class _Collector:
                 self._resolve(definition)
                 changed.append(key)
         return changed
+
+
+@lru_cache(maxsize=1024)
+def _shortened(
+    module: Module, name: str, settled: tuple[tuple[str, frozenset[object]], ...], without: tuple[str, ...]
+) -> str:
+    """The source of a definition without what a file does not need."""
+    text = without_decorators(module.source(name), _registers)
+    if not isinstance(module.statement(name), ast.ClassDef | ast.FunctionDef):
+        return text
+    return folded(without_methods(text, without), dict(settled), lambda table: _table_of(module, table))
 
 
 def _reached(found: Mapping[Key, _Definition], wanted: Sequence[Key]) -> set[Key]:
@@ -268,6 +280,7 @@ def _printed(definitions: Sequence[_Definition], wanted: Sequence[Key], text: st
         own = {name for _, name in wanted}
         imports |= {USUAL[name] for name in (at_once | later) - own if name in USUAL}
     names = _distinct(definitions, wanted)
+    _check_free(text, {*names.values(), *(statement.split()[-1] for statement in imports), *dir(builtins)})
     modules = {re.split(r"[.:]", module)[-1] for module, _ in names}
     parts = []
     for definition in definitions:
@@ -278,6 +291,13 @@ def _printed(definitions: Sequence[_Definition], wanted: Sequence[Key], text: st
     parts += [text.strip()] if text else []
     gaps = [_gap(before, after) for before, after in zip(["", *parts], parts, strict=False)]
     return _imports(imports) + "".join(gap + part for gap, part in zip(gaps, parts, strict=True)) + "\n"
+
+
+def _check_free(text: str, taken: Collection[str]) -> None:
+    for statement in ast.parse(text).body:
+        name = getattr(statement, "name", "")
+        if name in taken:
+            raise InputError(f"a layer cannot be called {name!r}: the name has a meaning in Python or in the file")
 
 
 def _gap(before: str, after: str) -> str:
@@ -332,11 +352,12 @@ def _registers(decorator: ast.expr) -> bool:
     return isinstance(decorator, ast.Name) and decorator.id.startswith(REGISTERS)
 
 
-def _private_methods(text: str) -> set[str]:
+@lru_cache(maxsize=1024)
+def _private_methods(text: str) -> frozenset[str]:
     definition = ast.parse(text).body[0]
     body = definition.body if isinstance(definition, ast.ClassDef) else []
     methods = {statement.name for statement in body if isinstance(statement, ast.FunctionDef)}
-    return {name for name in methods if name.startswith("_") and not name.startswith("__")}
+    return frozenset(name for name in methods if name.startswith("_") and not name.startswith("__"))
 
 
 def _key(obj: object) -> Key:
@@ -351,10 +372,11 @@ def _table_of(module: Module, name: str) -> Mapping[object, object] | tuple[obje
     return value if isinstance(value, dict | tuple | frozenset) else None
 
 
-def _dict(entries: Sequence[str]) -> str:
-    """A literal on one line where there is little, else an entry a line."""
-    if len(entries) <= 1:
-        return "{" + "".join(entries) + "}"
+def _dict(entries: Sequence[str], width: int) -> str:
+    """A literal on one line for one entry that fits, else an entry a line."""
+    line = "{" + "".join(entries) + "}"
+    if len(entries) <= 1 and len(line) <= width:
+        return line
     return "{\n" + "".join(f"    {entry},\n" for entry in entries) + "}"
 
 

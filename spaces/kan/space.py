@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from normact.spaces.errors import InputError, unknown_name
-from normact.spaces.kan import text
+from normact.spaces.kan import source, text
 from normact.spaces.kan.basis import BASES, Basis, find_basis, register_basis
 from normact.spaces.kan.genes import (
     FamilyGene,
@@ -176,6 +176,12 @@ class KanSpace(Space[KanCandidate]):
 
     def describe(self, candidate: KanCandidate) -> str:
         return text.write(candidate)
+
+    def source(self, candidate: KanCandidate, name: str, note: str = "") -> str:
+        return source.source(candidate, self.layers, self.site, self._layouts[0], name, note)
+
+    def source_arguments(self, site: Site) -> dict[str, Any]:
+        return source.source_arguments(site)
 
     def baselines(self) -> dict[str, KanCandidate]:
         """Each basis family alone, AF-KAN, and an MLP: its activation is SiLU."""

@@ -4,6 +4,7 @@ Also imported by the tests, so that `GraphLayer` gets the same treatment on the 
 """
 
 import sys
+import types
 
 import torch
 
@@ -28,9 +29,11 @@ def respond(module, batches):
 
 def make(case):
     """The module that a case's source makes, with the case's state in it."""
-    namespace = {"__name__": case["name"]}
-    exec(compile(case["source"], case["name"] + ".py", "exec"), namespace)
-    module = namespace[case["name"]](**case["arguments"])
+    made = sys.modules[case["name"]] = types.ModuleType(case["name"])  # dataclasses look their module up
+    exec(compile(case["source"], case["name"] + ".py", "exec"), made.__dict__)
+    module = getattr(made, case["name"])(**case["arguments"])
+    if "dtype" in case:
+        module = module.to(case["dtype"])
     if case["state"] is not None:
         module.load_state_dict(case["state"])
     return module
