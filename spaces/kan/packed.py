@@ -10,6 +10,9 @@ from torch import Tensor
 
 from normact.spaces.kan.basis import Basis
 
+BLOCK = 400_000
+"""Values of a basis that are worked on at a time: what the many passes of a formula go over stays in the cache."""
+
 
 class _Packed(torch.autograd.Function):
     """See `pack`. Keeps x and the planes alone, which the product of matrices behind it keeps too."""
@@ -17,13 +20,15 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bases: Sequence[Basis], x: Tensor, base: Tensor | None, *parameters: Tensor) -> Tensor:
         ctx.bases, ctx.has_base = bases, base is not None
-        planes = x.new_empty(*x.shape[:-1], sum(basis.size for basis in bases) + ctx.has_base, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
+        planes = x.new_empty(len(rows), sum(basis.size for basis in bases) + ctx.has_base, x.shape[-1])
         for basis, part in zip(bases, _parts(bases, planes), strict=True):
-            part.copy_(basis.planes(x))
+            for block, out in zip(*_blocks(basis, rows, part), strict=True):
+                out.copy_(basis.planes(block))
         if base is not None:
-            planes.select(-2, -1).copy_(base)
+            planes.select(-2, -1).copy_(base.reshape(rows.shape))
         ctx.save_for_backward(x, planes, *parameters)
-        return planes
+        return planes.view(*x.shape[:-1], *planes.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -31,16 +36,14 @@ class _Packed(torch.autograd.Function):
         x_needed, base_needed, *needs = ctx.needs_input_grad[1:]
         found: list[Tensor | None] = []
         x_grad: Tensor | None = None
-        for basis, own, above in zip(ctx.bases, _parts(ctx.bases, planes), _parts(ctx.bases, grad), strict=True):
+        above = grad.reshape(planes.shape)
+        for basis, own, part in zip(ctx.bases, _parts(ctx.bases, planes), _parts(ctx.bases, above), strict=True):
             count = sum(1 for _ in basis.parameters())
             given, parameters = parameters[:count], parameters[count:]
-            needed, needs = needs[:count], needs[count:]
-            if x_needed or any(needed):
-                part, *others = _gradients(basis, x, own, above, given, (x_needed, *needed))
-                x_grad = part if x_grad is None or part is None else x_grad + part
-                found += others
-            else:
-                found += [None] * count
+            needed, needs = (x_needed, *needs[:count]), needs[count:]
+            of_x, *others = _gradients(basis, x, own, part, given, needed) if any(needed) else [None] * (count + 1)
+            x_grad = of_x if x_grad is None or of_x is None else x_grad + of_x
+            found += others
         return None, x_grad, grad.select(-2, -1) if base_needed else None, *found
 
 
@@ -62,22 +65,31 @@ def _parts(bases: Sequence[Basis], planes: Tensor) -> tuple[Tensor, ...]:
     return planes.narrow(-2, 0, sum(sizes)).split(sizes, -2)
 
 
-def _rows(x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With one leading axis."""
-    rows = x.reshape(-1, x.shape[-1])
-    shape = (len(rows), -1, x.shape[-1]) if planes.numel() else (0, planes.shape[-2], x.shape[-1])
-    return rows, planes.reshape(shape), grad.reshape(shape)
+def _blocks(basis: Basis, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Tensors of as many rows, block by block."""
+    rows = max(1, BLOCK // (basis.size * basis.features))
+    return [tensor.split(rows) for tensor in tensors]
 
 
 def _gradients(
     basis: Basis, x: Tensor, planes: Tensor, grad: Tensor, parameters: Sequence[Tensor], needed: Sequence[bool]
 ) -> Sequence[Tensor | None]:
-    """Of x, then of the parameters; the basis's own formula where it has one and all is as it was."""
+    """Of x, then of the parameters; by the basis's own formula where it has one and all is as it was."""
     swapped = any(a is not b for a, b in zip(parameters, basis.parameters(), strict=True))
+    if not (torch.is_grad_enabled() or swapped):
+        blocks = zip(*_blocks(basis, x.reshape(-1, x.shape[-1]), planes, grad), strict=True)
+        found = [basis.vjp(*block) for block in blocks]
+        if None not in found:
+            of_x, *others = zip(*found, strict=True)
+            return torch.cat(of_x).view(x.shape), *(sum(parts[1:], parts[0]) for parts in others)
+    return _derived(basis, x, grad.view(*x.shape[:-1], *grad.shape[1:]), parameters, needed)
+
+
+def _derived(
+    basis: Basis, x: Tensor, grad: Tensor, parameters: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """The same by autograd."""
     again = torch.is_grad_enabled()
-    own = None if again or swapped else basis.vjp(*_rows(x, planes, grad))
-    if own is not None:
-        return own[0].view(x.shape), *own[1:]
     with torch.enable_grad():
         names = dict(zip((name for name, _ in basis.named_parameters()), parameters, strict=True))
         value = torch.func.functional_call(basis, names, (x,)).transpose(-1, -2)

@@ -90,7 +90,7 @@ class Sine(Basis):
         self.register_buffer("phases", (k / (grid + 1)).unsqueeze(1) + torch.linspace(0, math.pi, features))
 
     def planes(self, x: Tensor) -> Tensor:
-        return torch.sin(self._angles(x))
+        return self._angles(x).sin()
 
     def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         of_angles = self._angles(x).cos_().mul_(grad)
@@ -98,7 +98,7 @@ class Sine(Basis):
         return of_angles.mul_(self.rates.unsqueeze(-1)).sum(-2), of_rates
 
     def _angles(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(-2) * self.rates.unsqueeze(-1) + self.phases
+        return (x.unsqueeze(-2) * self.rates.unsqueeze(-1)).add_(self.phases)
 
     def relative_std(self) -> Tensor:
         return 1 / torch.arange(1, self.size + 1)

@@ -34,16 +34,16 @@ class Sech(Basis):
         self.per_width = (grid - 1) / (2 * reach)
 
     def planes(self, x: Tensor) -> Tensor:
-        e = torch.exp(-self._distances(x).abs())
-        return 2 * e / (1 + e * e)
+        e = self._distances(x).abs().neg_().exp_()
+        return (e / e.square().add_(1)).mul_(2)
 
     def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        of_u = slopes(self._distances(x), planes, grad, -self.per_width)
-        return of_u.sum(-2), -of_u.sum((0, 2))
+        slopes = tanh_times(self._distances(x), planes, grad)
+        return slopes.sum(-2).mul_(-self.per_width), slopes.sum((0, 2)).mul_(self.per_width)
 
     def _distances(self, x: Tensor) -> Tensor:
         """(x - c_k) / h."""
-        return (x.unsqueeze(-2) - self.centers.unsqueeze(-1)) * self.per_width
+        return (x.unsqueeze(-2) - self.centers.unsqueeze(-1)).mul_(self.per_width)
 
 
 @register_basis
@@ -72,18 +72,18 @@ class Rswaf(Basis):
         self.per_width = (grid - 1) / (2 * reach)
 
     def planes(self, x: Tensor) -> Tensor:
-        e = torch.exp(-2 * self._distances(x).abs())
-        return 4 * e / (1 + e).square()
+        e = self._distances(x).abs().mul_(-2).exp_()
+        return (e / (e + 1).square()).mul_(4)
 
     def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor]:
-        return (slopes(self._distances(x), planes, grad, -2 * self.per_width).sum(-2),)
+        return (tanh_times(self._distances(x), planes, grad).sum(-2).mul_(-2 * self.per_width),)
 
     def _distances(self, x: Tensor) -> Tensor:
         """(x - c_k) / h."""
-        return (x.unsqueeze(-2) - self.centers) * self.per_width
+        return (x.unsqueeze(-2) - self.centers).mul_(self.per_width)
 
 
-def slopes(u: Tensor, planes: Tensor, grad: Tensor, factor: float) -> Tensor:
-    """factor tanh(u) planes grad, written over u: the slope of either bump is itself times a multiple of tanh(u)."""
-    q = u.abs().mul_(-2).exp_()
-    return torch.copysign(1 - q, u, out=u).div_(q.add_(1)).mul_(planes).mul_(grad).mul_(factor)
+def tanh_times(u: Tensor, planes: Tensor, grad: Tensor) -> Tensor:
+    """tanh(u) planes grad, written over u: up to a factor the slope of either bump, times grad."""
+    e = u.abs().mul_(-2).exp_()
+    return torch.copysign(1 - e, u, out=u).div_(e.add_(1)).mul_(planes).mul_(grad)

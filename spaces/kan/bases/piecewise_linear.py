@@ -15,8 +15,9 @@ from normact.spaces.kan.checks import check_whole
 class PiecewiseLinear(Basis):
     """Hats max(0, 1 - |x - c_k| / h) on nodes c_k evenly from -reach to reach; beyond them the end cells go on.
 
-    With ramps r_k = clamp((x - c_k) / h, 0, 1), unclamped at the two outer ends, hat k is r_{k-1} - r_k, so that a
-    mix of hats is linear outside too, with the slope of its end cell (cf. P1-KAN, arXiv 2410.03801).
+    With ramps r_k, the share of cell k that lies left of x, which at the two outer ends may leave [0, 1], hat k is
+    r_{k-1} - r_k, so that a mix of hats is linear outside too, with the slope of its end cell (cf. P1-KAN, arXiv
+    2410.03801). At a node the slope is that of the left cell.
 
     Args:
         features: I.
@@ -36,15 +37,14 @@ class PiecewiseLinear(Basis):
         self.per_width = (grid - 1) / (2 * reach)
 
     def planes(self, x: Tensor) -> Tensor:
-        t, cells = (x + self.reach) * self.per_width, self.size - 1
-        ramps = [t - k for k in range(cells)]
-        ramps = [ramp if k == 0 else torch.where(ramp < 0, 0.0, ramp) for k, ramp in enumerate(ramps)]
-        ramps = [ramp if k == cells - 1 else torch.where(ramp < 1, ramp, 1.0) for k, ramp in enumerate(ramps)]
+        t = (x + self.reach) * self.per_width
+        beyond = [t, *((t - k).relu_() for k in range(1, self.size - 1))]  # exact where above 0
+        ramps = [*(left - right for left, right in pairwise(beyond)), beyond[-1]]
         inner = [left - right for left, right in pairwise(ramps)]
         return torch.stack([1 - ramps[0], *inner, ramps[-1]], -2)
 
     def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor]:
-        """The slope is that of x's cell: h^-1 times the difference of the gradients of the cell's two hats."""
-        cell = ((x + self.reach) * self.per_width).floor_().clamp_(0, self.size - 2).long().unsqueeze(-2)
+        """The slope is that of x's cell: the difference of its two hats' gradients, over h."""
+        cell = ((x + self.reach) * self.per_width).ceil_().sub_(1).clamp_(0, self.size - 2).long().unsqueeze(-2)
         slope = grad.gather(-2, cell + 1) - grad.gather(-2, cell)
         return (slope.squeeze(-2) * self.per_width,)

@@ -42,7 +42,7 @@ class ReLUKAN(Basis):
         self.narrowest = cell / 1000
 
     def planes(self, x: Tensor) -> Tensor:
-        return (1 - self._distances(x).square()).relu().square()
+        return self._distances(x).square().neg_().add_(1).relu_().square()
 
     def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         u, half = self._distances(x), self._halves()

@@ -67,7 +67,7 @@ class Wavelets(Basis):
 
     def _distances(self, x: Tensor) -> Tensor:
         """(x - t_k) / s_k."""
-        return (x.unsqueeze(-2) - self.shifts) * self.per_scale
+        return (x.unsqueeze(-2) - self.shifts).mul_(self.per_scale)
 
 
 @register_basis
@@ -79,7 +79,7 @@ class MexicanHat(Wavelets):
     @staticmethod
     def wavelet(u: Tensor) -> Tensor:
         square = u.square()
-        return PEAK * (1 - square) * torch.exp(-square / 2)
+        return (square * -0.5).exp_() * (1 - square).mul_(PEAK)
 
     @staticmethod
     def slope(u: Tensor, psi: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Morlet(Wavelets):
 
     @staticmethod
     def wavelet(u: Tensor) -> Tensor:
-        return torch.cos(5 * u) * torch.exp(-u.square() / 2)
+        return (5 * u).cos() * u.square().mul_(-0.5).exp_()
 
     @staticmethod
     def slope(u: Tensor, psi: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class DoG(Wavelets):
 
     @staticmethod
     def wavelet(u: Tensor) -> Tensor:
-        return -u * torch.exp(-u.square() / 2)
+        return (u * u.square().mul_(-0.5).exp_()).neg_()
 
     @staticmethod
     def slope(u: Tensor, psi: Tensor) -> Tensor:
