@@ -129,7 +129,7 @@ class PrunedKANLayer(nn.Module):
         y = parts[0].new_zeros(*parts[0].shape[:-1], self.mixing.outputs)
         for term, part in zip(terms, parts, strict=True):
             y = y + part if term.outputs is None else y.index_add(-1, term.outputs, part)
-        return self.post(y + self.bias)
+        return self.post(y + self.bias.to(y.dtype))
 
     def extra_repr(self) -> str:
         return f"{self.mixing.inputs}, {self.mixing.outputs}, base={self.base}"
