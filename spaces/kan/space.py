@@ -184,15 +184,26 @@ class KanSpace(Space[KanCandidate]):
         return source.source_arguments(site)
 
     def baselines(self) -> dict[str, KanCandidate]:
-        """Each basis family alone, AF-KAN, and an MLP: its activation is SiLU."""
+        """Each basis family alone, AF-KAN, and an MLP: its activation is SiLU.
+
+        `gaussian` stands behind a layer norm, as on images; `gaussian_minmax` has its inputs brought to [-1, 1] one by
+        one, as functions of few variables need it: a layer norm over two inputs leaves hardly more than a sign.
+        """
+        of_norm_act = self.site == "norm_act"
         fixed = FamilyGene("graph", (("expression", "silu(x)"),))
-        batch = (("normalizer", "batch"),) if self.site == "norm_act" else ()
-        found = {"mlp": LayerGene("node", (fixed,), batch)}
-        if self.site == "norm_act":
-            found |= {f"{name}_node": LayerGene("node", (FamilyGene(name),)) for name in self.menu.families}
-        else:
-            found |= {name: LayerGene("kan", (FamilyGene(name),)) for name in self.menu.families if name != "graph"}
-            found |= {"af_kan": LayerGene("af")}
+        found = {"mlp": LayerGene("node", (fixed,), (("normalizer", "batch" if of_norm_act else "none"),))}
+        minmax = (("normalizer", "minmax"),)
+        for family in map(FamilyGene, self.menu.families):
+            if family.name == "graph":
+                continue
+            if of_norm_act:
+                batch = "batch_tanh" if find_basis(family.name).bounded else "batch"
+                found[family.name] = LayerGene("node", (family,), (("normalizer", batch),))
+            else:
+                found[family.name] = LayerGene("kan", (family,))
+                found[f"{family.name}_minmax"] = LayerGene("kan", (family,), minmax)
+        if not of_norm_act:
+            found |= {"af_kan": LayerGene("af"), "af_kan_minmax": LayerGene("af", (), minmax)}
         return {name: _checked(KanCandidate((gene,))) for name, gene in found.items()}
 
     def probe_sites(self) -> Sequence[Site]:
