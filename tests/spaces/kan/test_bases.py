@@ -2,14 +2,14 @@
 
 import copy
 import pickle
+from unittest import mock
 
 import cloudpickle
 import pytest
 import torch
 
 from normact.spaces import InputError
-from normact.spaces.kan import BASES, Basis, KANLinear, find_basis, register_basis
-from normact.spaces.kan.packed import pack
+from normact.spaces.kan import BASES, Basis, KANLinear, find_basis, packed, register_basis
 from tests.spaces.kan.families import EXTREMES, FAMILIES, PAIRS, a_basis, a_normalizer, inputs
 
 
@@ -51,11 +51,25 @@ def test_first_and_second_derivatives_against_finite_differences(family):
     base = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     parameters = [p for basis in bases for p in basis.parameters()]
 
-    def packed(x, base, *_):
-        return pack(bases, x, base)
+    def planes(x, base, *_):
+        return packed.pack(bases, x, base)
 
-    assert torch.autograd.gradcheck(packed, (x, base, *parameters))
-    assert torch.autograd.gradgradcheck(packed, (x, base, *parameters))
+    assert torch.autograd.gradcheck(planes, (x, base, *parameters), fast_mode=True)
+    assert torch.autograd.gradgradcheck(planes, (x, base, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_familys_own_gradient_is_autograds(family):
+    """Of every input, whatever the blocks; with a second family and a base branch beside it."""
+    bases = [a_basis(family), a_basis("gaussian" if not BASES[family].bounded else "legendre"), a_basis(family)]
+    x, base = inputs(family, 50, 3).requires_grad_(), torch.randn(50, 3, requires_grad=True)
+    wanted = [x, base, *(p for basis in bases for p in basis.parameters())]
+    above = torch.randn(50, sum(basis.size for basis in bases) + 1, 3)
+    plain = torch.cat([*(basis.planes(x) for basis in bases), base.unsqueeze(-2)], -2)
+    expected = torch.autograd.grad(plain, wanted, above)
+    with mock.patch.object(packed, "BLOCK", 70):
+        found = torch.autograd.grad(packed.pack(bases, x, base), wanted, above)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
