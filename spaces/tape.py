@@ -298,9 +298,9 @@ def serves(tensor: Tensor) -> bool:
 
 def pays(x: Tensor) -> bool:
     """Whether to run layers on such an input this way."""
-    if not serves(x) or x.numel() < SMALLEST or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling():  # first: an export would bind the batch's size to the next condition
         return False
-    return not torch.compiler.is_compiling()
+    return serves(x) and x.numel() >= SMALLEST and not torch.is_autocast_enabled("cpu")
 
 
 def run(plan: Plan, frame: Frame, replay: Callable[..., Tensor], x: Tensor, vectors: Sequence[Tensor]) -> Tensor:

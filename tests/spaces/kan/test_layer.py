@@ -245,10 +245,10 @@ def test_a_layer_writes_nothing_and_keeps_no_compiled_code(tmp_path, monkeypatch
     }  # fmt: skip
 
 
-def test_a_layer_exports():
-    layer = KANLinear(3, 5, ("bspline", "rational")).eval()
-    x = torch.randn(7, 3)
-    program = torch.export.export(layer, (x,))
+def test_a_layer_exports_with_a_batch_of_any_size():
+    layer = KANLinear(3, 5, ("gaussian", "graph")).eval()
+    program = torch.export.export(layer, (torch.randn(7, 3),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    x = torch.randn(40, 3)
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
