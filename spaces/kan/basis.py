@@ -55,7 +55,7 @@ class Basis(nn.Module, ABC):
         """(..., I) to (..., K, I): function after function, so that each lies together in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) to (..., I, K): the value of each function at each input, in x's dtype."""
+        """(..., I) to (..., I, K): the value of each function at each input; give float32 or float64."""
         return self.planes(x).transpose(-1, -2)
 
     def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, ...] | None:

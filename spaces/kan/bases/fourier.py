@@ -16,12 +16,15 @@ MOST_FREQUENCIES = 64
 
 @register_basis
 class Fourier(Basis):
-    """cos(k t) and sin(k t), k = 1 to G, t = pi x / (2 reach): K = 2 G (FourierKAN; damping as in its README).
+    """cos(k t) and sin(k t), k = 1 to G, t = pi x / (2 reach): K = 2 G (FourierKAN).
 
     [-reach, reach] is half a period. Were it a whole one, its two ends would have to have the same value, and inputs
-    a little beyond one end would be taken for inputs at the other. One sine and one cosine are computed; the rest
-    follow from cos((k + 1) t) = 2 cos t cos kt - cos((k - 1) t), and alike for the sine. Coefficients start damped
-    by 1 / k, so that the function starts smooth.
+    a little beyond one end would be taken for inputs at the other: fitted to f(x) = x under a standard normal (cut at
+    3.5; reach 2, G = 4), half a period leaves 0.032 of the standard deviation, a whole one 0.74.
+
+    One sine and one cosine are computed; the rest follow from cos((k + 1) t) = 2 cos t cos kt - cos((k - 1) t), and
+    alike for the sine. Coefficients start damped by 1 / k, so that the function starts smooth (FourierKAN's smooth
+    initialisation has 1 / k^2).
 
     Args:
         features: I.
