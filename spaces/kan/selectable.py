@@ -131,10 +131,11 @@ class SelectableKANLayer(nn.Module):
         keep = self.keep if keep is None else keep
         _check_keep(keep, len(self.bases))
         before = self.gates()
-        best = before.argsort(dim=-1, descending=True, stable=True)[:, :keep]
+        logits = self.logits.view(self.kept.shape).masked_fill(~self.kept, -torch.inf)
+        best = logits.argsort(dim=-1, descending=True, stable=True)[:, :keep]
         self.kept &= torch.zeros_like(self.kept).scatter_(1, best, True)
-        ratios = torch.where(self.kept, before / self.gates(), 1.0)
-        self._columns(self.weight).mul_(self._spread(ratios, range(len(self.bases))))
+        sums = (before * self.kept).sum(1, keepdim=True)  # what the gates of the kept are divided by
+        self._columns(self.weight).mul_(self._spread(torch.where(self.kept, sums, 1.0), range(len(self.bases))))
         self._note_kept()
 
     def set_progress(self, fraction: float) -> None:

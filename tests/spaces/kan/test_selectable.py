@@ -123,6 +123,16 @@ def test_the_largest_gates_are_kept():
     assert layer.gates().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
 
 
+def test_gates_that_underflow_do_no_harm():
+    layer = SelectableKANLinear(3, 2, POOL)
+    layer.logits.data = torch.tensor([900.0, 1.0, 0.0, 2.0] * 2)
+    x = torch.randn(4, 3)
+    before = layer(x)
+    layer.select(2)
+    assert layer.kept[0].tolist() == [True, False, False, True]
+    torch.testing.assert_close(layer(x), before)
+
+
 def test_what_is_dropped_stays_dropped():
     layer = linear()
     layer.select(1)
