@@ -59,7 +59,7 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
         composed.input = _input_of(_plain(composed.get("data")))
         config = _plain(composed)
     except (HydraException, OmegaConfBaseException) as problem:
-        raise _explained(problem, search_path) from None
+        raise _explained(problem, search_path, overrides) from None
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise InputError(f"a YAML file in --config-dir {config_dir} cannot be read: {one_line(problem)}") from None
     finally:
@@ -86,7 +86,7 @@ def _input_of(node: Any) -> Config:
         }
 
 
-def _explained(problem: Exception, search_path: list[str]) -> InputError:
+def _explained(problem: Exception, search_path: list[str], overrides: Sequence[str]) -> InputError:
     """Hydra's error as ours: what was not found, and the nearest that could be."""
     text = one_line(problem)
     if match := re.search(r"Could not find '([^']+)/([^']+)' Available options in '[^']+': (.*?) Config search", text):
@@ -94,11 +94,25 @@ def _explained(problem: Exception, search_path: list[str]) -> InputError:
     if match := re.search(r"Could not override '([^']+)'", text):
         GlobalHydra.instance().clear()
         with initialize_config_module("normact.conf", version_base="1.3"):
-            known = list(_keys(OmegaConf.to_container(compose("config", search_path))))
+            known = _settings([*search_path, *_choices(overrides)]) or _settings(search_path)
         close = difflib.get_close_matches(match[1], known, n=1, cutoff=0.5)
         nearest = f"; the nearest is {close[0]!r}" if close else ""
         return InputError(f"there is no setting {match[1]!r}{nearest}; `normact search --dry-run` prints all of them")
     return InputError(text)
+
+
+def _choices(overrides: Sequence[str]) -> list[str]:
+    """Of overrides those that choose an option, such as `space=kan`: they decide which settings there are."""
+    groups = ("space", "data", "anchor", "recipe", "objective", "gates", "controller", "pool", "experiment")
+    return [text for text in overrides if text.partition("=")[0].partition("@")[0] in groups]
+
+
+def _settings(overrides: list[str]) -> list[str]:
+    """The names of all settings; none where the choices themselves are wrong."""
+    try:
+        return list(_keys(OmegaConf.to_container(compose("config", overrides))))
+    except HydraException:
+        return []
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

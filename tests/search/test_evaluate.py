@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from normact.search.anchors import PreActResNet
+from normact.search.data import Split
 from normact.search.evaluate import Evaluator
 from normact.search.gates import (
     Duplicate,
@@ -136,6 +137,19 @@ def test_data_that_cannot_be_loaded_are_no_candidates_fault():
     pool = LocalPool(lambda: evaluate)
     pool.submit(Job(0, "train", ((0, "bn_relu"),), 0))
     assert pool.next(0).reason == "InputError: no files there"
+
+
+def test_test_examples_that_are_not_finite_are_no_candidates_fault():
+    class BadTest(type(blobs())):
+        def __init__(self, data):
+            splits = data.load()
+            super().__init__(*((s.x, s.y) for s in (splits.train, splits.validation, splits.validation)), data.outputs)
+            self._test = Split(splits.validation.x * math.nan, splits.validation.y)
+
+    task = small_task(data=BadTest(blobs()))
+    with pytest.raises(InputError, match="of the test inputs are NaN"):
+        judge(evaluator(task=task, measure_test=True), "train", "bn_relu")
+    assert judge(evaluator(task=task), "train", "bn_relu").gate == ""
 
 
 def test_long_reasons_are_cut():

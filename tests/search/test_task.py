@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from normact.search.anchors import PreActResNet, Sites, TokenNet
-from normact.search.data import TensorData
-from normact.search.task import Accuracy, Measured, Task, TrainingLoss, ValidationLoss
+from normact.search.data import FunctionData, Split, TensorData
+from normact.search.task import RMSE, Accuracy, Measured, Task, TrainingLoss, ValidationLoss
 from normact.search.training import Recipe, outputs_of
 from normact.spaces import GraphSpace, InputError, Site
 from tests.tasks import ModuleSpace, blobs, layer, small_task
@@ -91,6 +91,68 @@ def test_trivial_is_the_mean_predictor_for_values():
 def test_values_have_no_accuracy():
     with pytest.raises(InputError, match="accuracy needs classes"):
         Accuracy().objective(regression())
+
+
+def test_rmse_is_in_the_datas_own_unit():
+    class Halved(TensorData):
+        target_unit = 2.0
+
+    x, y = torch.randn(40, 3), torch.randn(40, 1)
+    data = Halved((x, y), (x, y), (x, y), 1, "mse")
+    objective = RMSE().objective(data)
+    assert objective.trivial == pytest.approx(2 * float(y.double().numpy().std()), rel=1e-5)
+    assert (objective.name, objective.direction, objective.perfect) == ("rmse", "minimize", 0.0)
+    task = small_task(data=data, anchors={"net": lambda make: nn.Linear(3, 1)}, measures=[RMSE()])
+    training = task.start("net", lambda site: None, seed=0)
+    found = task.measure(training)["rmse"]
+    error = training.model(x).detach().double().numpy() - y.double().numpy()
+    assert found == pytest.approx(2 * np.sqrt(np.mean(error**2)), rel=1e-5)
+
+
+def test_a_net_that_says_the_mean_has_the_trivial_rmse():
+    data = FunctionData("feynman_i_13_4", samples=200, validation=5000)
+    task = small_task(data=data, anchors={"net": lambda make: Zero()}, measures=[RMSE()])
+    found = task.measure(task.start("net", lambda site: None, seed=0))["rmse"]
+    assert found == pytest.approx(task.objective().trivial, rel=0.1)
+    assert task.objective().trivial == pytest.approx(data.target_unit, rel=1e-5)
+
+
+class Zero(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return self.scale * x[:, :1]
+
+
+def test_classes_have_no_rmse():
+    with pytest.raises(InputError, match="rmse needs values to predict, but the data's loss is cross_entropy"):
+        RMSE().objective(blobs())
+
+
+class Broken(TensorData):
+    """Data of one's own: what is wrong in it shows when it is loaded."""
+
+    def __init__(self, part):
+        x, y = torch.randn(8, 3), torch.randn(8, 1)
+        super().__init__((x, y), (x, y), (x, y), 1, "mse")
+        bad = y.clone()
+        bad[5] = math.nan
+        split = Split(x, bad)
+        if part == "validation":
+            self._validation = split
+        else:
+            self._train = split
+
+
+def test_data_that_are_not_finite_are_refused_before_anything_is_trained_on_them():
+    for part in ("training", "validation"):
+        task = small_task(data=Broken(part), anchors={"net": lambda make: nn.Linear(3, 1)}, measures=[RMSE()])
+        with pytest.raises(InputError, match=f"1 of 8 values of the {part} targets are NaN"):
+            _ = task.splits
+    with pytest.raises(InputError, match="1 of 8 values of the training targets"):
+        RMSE().objective(Broken("training"))
 
 
 def test_the_first_measure_leads():

@@ -141,6 +141,27 @@ def test_the_learning_rate_follows_the_formula(steps, warmup, lr):
         assert constant.lr_at(t) == pytest.approx(lr if ramp is None else ramp, rel=1e-12)
 
 
+@given(st.integers(2, 60), st.integers(0, 59), st.floats(1e-4, 1.0), st.floats(1e-6, 1.0))
+def test_an_exponential_schedule_falls_by_one_factor_a_step_to_its_share(steps, warmup, lr, final):
+    warmup %= steps
+    recipe = Recipe(steps=steps, warmup=warmup, lr=lr, schedule="exponential", final=final)
+    for t in range(warmup, steps):
+        log = math.log(lr) + math.log(final) * (t - warmup) / (steps - warmup)
+        assert recipe.lr_at(t) == pytest.approx(math.exp(log), rel=1e-9)
+    assert recipe.lr_at(steps) == pytest.approx(lr * final, rel=1e-9)
+
+
+def test_a_published_factor_per_epoch_is_a_share_at_the_end():
+    """torch's ExponentialLR with a factor of 0.8, at the end of each of 35 epochs of 100 steps."""
+    recipe = Recipe(steps=3500, lr=1e-3, schedule="exponential", final=0.8**35)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    published = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+    for epoch in range(1, 36):
+        optimizer.step()
+        published.step()
+        assert recipe.lr_at(100 * epoch) == pytest.approx(published.get_last_lr()[0], rel=1e-9)
+
+
 def test_sgd_steps_are_nesterov_steps_with_decay_on_matrices_alone():
     recipe = Recipe(steps=5, batch_size=4, lr=0.1, momentum=0.9, weight_decay=0.01, warmup=2)
     x, y = torch.randn(12, 3, dtype=torch.float64), torch.randn(12, 1, dtype=torch.float64)
@@ -266,6 +287,8 @@ def test_tied_double_and_frozen_parameters_train():
         {"clip": -1.0},
         {"optimizer": "adam"},
         {"schedule": "linear"},
+        {"final": 0.0},
+        {"final": 1.1},
         {"warmup": 120},
         {"warmup": -1},
     ],

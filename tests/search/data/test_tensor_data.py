@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -49,6 +51,25 @@ def test_a_bad_split_is_refused_wherever_it_is(bad, match, place):
     splits[place] = bad
     with pytest.raises(InputError, match=match):
         TensorData(*splits, 3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("place", "name"), [(0, "training"), (1, "validation"), (2, "test")])
+def test_inputs_that_are_not_finite_are_refused_with_how_many_there_are(bad, place, name):
+    x = X.clone()
+    x[1, 0, 0] = x[1, 1, 2] = x[3, 1, 1] = bad
+    splits = [GOOD, GOOD, GOOD]
+    splits[place] = (x, Y)
+    with pytest.raises(InputError, match=f"3 of 24 values of the {name} inputs .* 2 of 4 examples, first in number 1"):
+        TensorData(*splits, 3)
+
+
+def test_targets_that_are_not_finite_are_refused():
+    good, bad = torch.ones(4), torch.tensor([1.0, 2.0, math.nan, 3.0])
+    with pytest.raises(
+        InputError, match=r"1 of 4 values of the validation targets .* 1 of 4 examples, first in number 2"
+    ):
+        TensorData((X, good), (X, bad), (X, good), 1, "mse")
 
 
 def test_targets_that_do_not_suit_the_loss_are_refused():
