@@ -38,6 +38,7 @@ class BSpline(Basis):
 
     name = "bspline"
     choices = {"grid": (3, 5, 8, 10), "order": (2, 3)}
+    centers: Tensor
 
     def __init__(self, features: int, reach: float = WIDE, grid: int = 5, order: int = 3) -> None:
         check_whole(self.name, "grid", grid, 1, MOST_FUNCTIONS - MOST_ORDERS)
@@ -45,26 +46,31 @@ class BSpline(Basis):
         super().__init__(features, grid + order, reach)
         self.order = order
         self.per_width = grid / (2 * reach)
-        self.centers = [k + (1 - order - grid) / 2 for k in range(self.size)]
+        self.register_buffer("centers", torch.arange(self.size).unsqueeze(1) + (1 - order - grid) / 2)
         self.terms = [(-1) ** j * math.comb(order + 1, j) / math.factorial(order) for j in range((order + 2) // 2)]
 
     def planes(self, x: Tensor) -> Tensor:
-        t = x * self.per_width
-        return torch.stack([self._powers((t - center).abs(), self.order) for center in self.centers], -2)
+        return self._powers(self._distances(x).abs(), self.order)
 
     def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor]:
-        t, of_t = x * self.per_width, torch.zeros_like(x)
-        for center, above in zip(self.centers, grad.unbind(-2), strict=True):
-            s = t - center
-            of_t.addcmul_(self._powers(s.abs(), self.order - 1).mul_(s.sign_()), above, value=-self.order)
-        return (of_t.mul_(self.per_width),)
+        s = self._distances(x)
+        slopes = self._powers(s.abs(), self.order - 1).mul_(s.sign_()).mul_(grad)
+        return (slopes.sum(-2).mul_(-self.order * self.per_width),)
+
+    def _distances(self, x: Tensor) -> Tensor:
+        """(x - c_k) / h."""
+        return (x * self.per_width).unsqueeze(-2) - self.centers
 
     def _powers(self, s: Tensor, power: int) -> Tensor:
         """The sum in M, at s >= 0, with that power in place of p."""
-        half = (self.order + 1) / 2
-        rests = [(half - j - s).relu() for j in range(len(self.terms))]
-        parts = [rest**power if power else (rest > 0).to(s.dtype) for rest in rests]
-        y = self.terms[0] * parts[0]
-        for term, part in zip(self.terms[1:], parts[1:], strict=True):
-            y = torch.add(y, part, alpha=term)
+        rest = ((self.order + 1) / 2 - s).relu_()
+        y = self._power(rest, power) * self.terms[0]
+        for term in self.terms[1:]:
+            rest = (rest - 1).relu_()
+            y.add_(self._power(rest, power), alpha=term)
         return y
+
+    @staticmethod
+    def _power(rest: Tensor, power: int) -> Tensor:
+        """With 0 to the power of 0 taken as 0, which is where the support ends."""
+        return rest**power if power else (rest > 0).to(rest.dtype)
