@@ -10,6 +10,7 @@ from normact.launch.main import main
 from normact.search.history import History
 from normact.search.ledger import Ledger
 from normact.spaces import OPS
+from normact.spaces.kan import BASES
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -25,16 +26,15 @@ COMMANDS = [
     for line in text.splitlines()
     if line.startswith("$ normact search --config-dir")
 ]
-CUT = [
-    "pool=local", "budget.minutes=null", "budget.proposals=15", "recipe.steps=12", "recipe.warmup=2",
-    "~gates.stall_30", "~gates.quality_50", "~gates.quality_100", "gates.stability.at=0",
-    "rerank.finalists=0",
+CUT = ["pool=local", "budget.minutes=null", "budget.proposals=15", "recipe.steps=12", "rerank.finalists=0"]
+CUT_GRAPHS = [
+    "recipe.warmup=2", "~gates.stall_30", "~gates.quality_50", "~gates.quality_100", "gates.stability.at=0",
 ]  # fmt: skip
 
 
-def test_there_are_three_examples_of_your_own():
-    assert len(COMMANDS) == 3
-    assert {"mine/my_ops.py", "mine/my_task.py", "mine/my_space.py"} < set(FILES)
+def test_there_are_four_examples_of_your_own():
+    assert len(COMMANDS) == 4
+    assert {"mine/my_ops.py", "mine/my_task.py", "mine/my_space.py", "mine/my_basis.py"} < set(FILES)
     assert "@@" not in README
 
 
@@ -42,17 +42,19 @@ def test_there_are_three_examples_of_your_own():
 def test_an_example_runs(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
-    known = dict(OPS)
+    known = dict(OPS), dict(BASES)
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     arguments = shlex.split(command)[1:]
     kept = [a for a in arguments if not a.startswith(("budget.minutes", "rerank.finalists"))]
     try:
-        assert main([*kept, *CUT, "run_dir=run"]) == 0, capsys.readouterr().err
+        cut = CUT if "my_kan" in command else [*CUT, *CUT_GRAPHS]
+        assert main([*kept, *cut, "run_dir=run"]) == 0, capsys.readouterr().err
     finally:
-        OPS.clear()
-        OPS.update(known)
+        for table, before in zip((OPS, BASES), known, strict=True):
+            table.clear()
+            table.update(before)
     with Ledger(tmp_path / "run/ledger.sqlite", write=False) as ledger:
         outcomes = History(ledger).outcomes.values()
     assert len(outcomes) == 15
@@ -65,3 +67,11 @@ def test_every_command_of_the_readme_exists():
         with pytest.raises(SystemExit) as caught:
             main([name, "--help"])
         assert caught.value.code == 0
+
+
+def test_the_layers_in_the_readme_are_made_as_written():
+    (snippet,) = [text for kind, text in BLOCKS if kind == "python" and "KANConv2d" in text]
+    made = {}
+    exec(snippet, made)
+    assert made["y"].shape == (32, 64)
+    assert made["conv"](made["torch"].zeros(2, 3, 8, 8)).shape == (2, 16, 8, 8)

@@ -5,6 +5,7 @@ from normact.spaces.kan.af import AFKANConv2d, AFKANLinear
 from normact.spaces.kan.basis import BASES, Basis, find_basis, register_basis
 from normact.spaces.kan.combine import COMBINATIONS
 from normact.spaces.kan.layer import KANConv2d, KANLinear
+from normact.spaces.kan.node import NodeActivation, NodeConv2d, NodeLinear, NormActivation
 from normact.spaces.kan.normalizers import NORMALIZERS
 from normact.spaces.kan.pruned import PrunedKANConv2d, PrunedKANLinear
 from normact.spaces.kan.selectable import SelectableKANConv2d, SelectableKANLinear, prune_model
@@ -18,6 +19,10 @@ __all__ = [
     "Basis",
     "KANConv2d",
     "KANLinear",
+    "NodeActivation",
+    "NodeConv2d",
+    "NodeLinear",
+    "NormActivation",
     "PrunedKANConv2d",
     "PrunedKANLinear",
     "SelectableKANConv2d",
