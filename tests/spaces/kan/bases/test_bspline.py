@@ -6,6 +6,7 @@ import torch
 from scipy.interpolate import BSpline as Oracle
 
 from normact.spaces.kan import BASES
+from tests.benchmarks.kan import INPUTS, Recursion
 
 X = torch.cat([torch.linspace(-5, 5, 2001), torch.randn(500, generator=torch.Generator().manual_seed(1))])
 
@@ -57,3 +58,9 @@ def test_they_sum_to_one_on_the_grid_and_vanish_far_from_their_cells(order):
     assert ((values != 0).sum(-1) <= order + 1).all()
     beyond = 2 + (order + 1) * 4 / 6
     assert not basis(torch.tensor([[beyond], [-beyond], [1e6]])).any()
+
+
+def test_the_benchmarks_recursion_has_the_same_functions():
+    basis, other = BASES["bspline"](INPUTS, 2.0, grid=5, order=3), Recursion(5, 3)
+    x = torch.randn(8, INPUTS)
+    torch.testing.assert_close(other.bases(x), basis(x), atol=1e-5, rtol=0)
