@@ -1,4 +1,4 @@
-"""The command line: `normact search | resume | show | rerank | export | check | layers | ops`."""
+"""The command line: `normact search | resume | show | rerank | export | curves | check | layers | ops`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from normact.launch import commands, look
+from normact.launch import commands, curves, look
 from normact.launch.config import add_module_paths, compose_config
 from normact.launch.run_folder import versions
 from normact.launch.setting import Setting
@@ -58,6 +58,8 @@ def _run(console: Console, options: argparse.Namespace) -> int:
             return commands.show(setting, options.run_dir, options.top, options.json)
         case "export":
             return commands.export_command(setting, options.run_dir, options.candidate, options.out, options.name)
+        case "curves":
+            return curves.curves(setting, options.run_dir, options.candidate, options.top, options.threshold)
         case "layers":
             return look.layers(console)
         case _:
@@ -102,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         ("show", "the best layers, the funnel with its costs, the rerank"),
         ("rerank", "train the best finds and baselines on fresh seeds"),
         ("export", "write a found layer as one Python file that needs torch alone"),
+        ("curves", "train a found KAN anew, and read its edges as curves and elementary functions"),
     ):
         sub = commands_.add_parser(name, help=text)
         sub.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -123,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--candidate", default="", metavar="KEY", help="key or #number; the best where left out")
             sub.add_argument("--out", type=Path, required=True, metavar="FILE.py")
             sub.add_argument("--name", default="", help="of the factory function; the file's where left out")
+        if name == "curves":
+            curves.add_options(sub)
     commands_.add_parser("layers", help="the catalogue of known layers")
     commands_.add_parser("ops", help="the op table, and which axes each index set means")
     return parser

@@ -65,13 +65,13 @@ class LayerEdges:
         name: of the layer in the model.
         kind: its class.
         edges: strongest first.
-        reason: why edges cannot be read; else empty.
+        remark: why edges cannot be read, or that a norm follows them; else empty.
     """
 
     name: str
     kind: str
     edges: tuple[EdgeCurve, ...]
-    reason: str = ""
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -305,4 +305,5 @@ def _strongest(name: str, layer: nn.Module, count: int, x: Tensor | None) -> Lay
         span = (float(low), float(high)) if high > low else None
         curve = edges.curve(number, output, span)
         found.append(EdgeCurve(**{**vars(curve), "std": float(std[output, number])}))
-    return LayerEdges(name, kind, tuple(found))
+    followed = not isinstance(layer.post, nn.Identity)
+    return LayerEdges(name, kind, tuple(found), "a norm follows the sum of the edges" if followed else "")

@@ -138,7 +138,7 @@ def test_the_strongest_edges_of_a_model_are_read_as_what_they_are():
     model = nn.Sequential(nn.Identity(), layer).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     (found,) = strongest_edges(model, 4, 2 * torch.rand(2000, 2) - 1)
-    assert (found.name, found.kind, found.reason) == ("1", "KANLinear", "")
+    assert (found.name, found.kind, found.remark) == ("1", "KANLinear", "")
     assert [(edge.input, edge.output) for edge in found.edges] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     readings = [fit(edge.points, edge.values) for edge in found.edges]
     assert [reading.name for reading in readings] == ["sin", "x^2", "exp", "0"]
@@ -183,13 +183,20 @@ def test_a_model_says_for_each_layer_what_can_be_read():
     found = strongest_edges(model, 2, torch.randn(5, 7, 2))
     assert [layer.name for layer in found] == ["first", "second", "third", "last"]
     assert [len(layer.edges) for layer in found] == [2, 0, 2, 0]
-    assert "no output is a sum" in found[1].reason
-    assert "does not use" in found[3].reason
+    assert "no output is a sum" in found[1].remark
+    assert "does not use" in found[3].remark
     pruned = strongest_edges(prune_model(nn.Sequential(shared)), 1, torch.randn(40, 3))
     assert pruned[0].kind == "PrunedKANLinear"
     assert len(pruned[0].edges) == 1
     with pytest.raises(InputError, match="has no KAN layer"):
         strongest_edges(nn.Linear(2, 2), 1, torch.randn(4, 2))
+
+
+def test_a_norm_behind_the_edges_is_mentioned():
+    model = nn.Sequential(KANLinear(3, 3, ["gaussian"], post="layer"), NodeLinear(3, 3, "bspline", post="batch"))
+    for layer in strongest_edges(model, 1, torch.randn(20, 3)):
+        assert layer.remark == "a norm follows the sum of the edges"
+        assert len(layer.edges) == 1
 
 
 def test_no_such_edge():
