@@ -58,7 +58,8 @@ class SelectableKANLayer(nn.Module):
         post: norm of the output: `none`, `layer` or `batch`.
         temperature: t, above 0; the smaller, the faster gates part.
         keep: families that each gate keeps in the selective stage.
-        select_at: share of the training after which they are selected, above 0; from 1 on, never.
+        select_at: share of the training after which they are selected, above 0; from 1 on, never. Early, as later
+            the learning rate has fallen too far for what is kept to take over what is dropped.
 
     Raises:
         InputError: an unknown name, a family that the normalizer does not suit, a number out of range, gates of
@@ -77,7 +78,7 @@ class SelectableKANLayer(nn.Module):
         post: str = "none",
         temperature: float = 1.0,
         keep: int = 1,
-        select_at: float = 0.4,
+        select_at: float = 0.2,
     ) -> None:
         super().__init__()
         _check_names(granularity, base, post)
