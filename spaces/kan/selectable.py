@@ -28,7 +28,7 @@ class SelectableKANLayer(nn.Module):
     (S-KAN: Yang et al., arXiv 2408.08338: each node of a KAN selects from a pool of basis families in three stages,
     full training, selective training, pruning. Its gates' formula and schedule could not be had; what follows is our
     reading.) There is a gate g_m for each family, of the layer, of each output (`node`, the paper's), or of each
-    input:
+    input, where it stands inside the sum over i. Nothing but the loss acts on the gates.
 
     1. `full`: all families train, and the gates' logits a with them, equal at first.
     2. `selective`: `select(keep)` leaves each gate its `keep` largest values and divides them by their sum, so that
