@@ -235,7 +235,7 @@ class AFKind(Kind):
         "function": ("quad1", *(n for n in AF_FUNCTIONS if n != "quad1")),
         "reduction": ("global_attention", *(n for n in AF_REDUCTIONS if n != "global_attention")),
         "functional_norm": (False, True),
-        "normalizer": ("layer", *(n for n in NORMALIZERS if n != "layer")),
+        "normalizer": tuple(NORMALIZERS),
         "post": ("layer", "batch", "none"),
         "grid": (3, 5),
         "order": (3, 2),
