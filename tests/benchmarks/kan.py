@@ -9,6 +9,12 @@ product for the splines and another one for the base branch, gradients by autogr
 
 `kept_mib` is what a forward pass keeps for the backward one beyond its input and its parameters, with and without
 `recompute`, which computes the bases once more in the backward pass.
+
+What the families' own gradients give, against autograd's of the same formulas (medians of 10 rounds, in turn): 0.57
+of the time for ReLU-KAN, 0.66 and 0.67 for sech and RSWAF, 0.73 to 0.80 for B-splines and wavelets, 0.87 for
+Gaussians and Fourier, no less for polynomials and sines; and 7.66 MiB kept where autograd keeps 11.5 to 31.4. Rational
+functions and graphs have none: they are computed again, in 1.31 and 1.19 of the time, and keep 2.3 MiB (autograd 10.0
+and 2.3).
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Sine(Basis):
 
     def vjp(self, x: Tensor, planes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         of_angles = self._angles(x).cos_().mul_(grad)
-        of_rates = torch.einsum("nki,ni->k", of_angles, x)
+        of_rates = (of_angles * x.unsqueeze(-2)).sum((0, 2))
         return of_angles.mul_(self.rates.unsqueeze(-1)).sum(-2), of_rates
 
     def _angles(self, x: Tensor) -> Tensor:
