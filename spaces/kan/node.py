@@ -11,6 +11,7 @@ from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.kan.layer import BASE_ACTIVATIONS, QUANTILES, Family, make_basis
 from normact.spaces.kan.mixing import Mixing
 from normact.spaces.kan.normalizers import POST_NORMS, make_normalizer
+from normact.spaces.kan.packed import pack
 from normact.spaces.layer import ChannelAffine, check_shape
 from normact.spaces.moments import Layout
 from normact.spaces.site import Conv
@@ -56,7 +57,7 @@ class NodeActivation(nn.Module):
         """(..., I) to (..., I), in x's dtype; computed in float32 at least."""
         with torch.autocast(x.device.type, enabled=False):
             wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            planes = self.basis.planes(wide)
+            planes = pack([self.basis], wide, None)
             if self.coefficients is None:
                 return planes.squeeze(-2).to(x.dtype)
             columns = self.coefficients.view(self.basis.size, -1)

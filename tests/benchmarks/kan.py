@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bspline": {"grid": 5, "order": 3},
     "relu_kan": {"grid": 5, "order": 3},
     "fourier": {"frequencies": 4},
-    **{name: {"levels": 3} for name in ("mexican_hat", "morlet", "dog")},
+    **{name: {"levels": 3} for name in ("mexican_hat", "morlet", "dog", "difference_of_gaussians")},
     **{name: {"degree": 8} for name in ("chebyshev", "legendre", "jacobi", "gram")},
     **{name: {"grid": 8} for name in ("gaussian", "sech", "rswaf", "sine", "piecewise_linear")},
 }

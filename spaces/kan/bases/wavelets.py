@@ -114,3 +114,20 @@ class DoG(Wavelets):
     @staticmethod
     def slope(u: Tensor, psi: Tensor) -> Tensor:
         return envelope(u).addcmul_(u, psi).neg_()
+
+
+@register_basis
+class DifferenceOfGaussians(Wavelets):
+    """psi(u) = exp(-u^2 / 2) - exp(-u^2 / 8) / 2: two Gaussians of equal area, one twice as wide. See `Wavelets`."""
+
+    name = "difference_of_gaussians"
+
+    @staticmethod
+    def wavelet(u: Tensor) -> Tensor:
+        square = u.square()
+        return torch.sub((square * -0.5).exp_(), (square * -0.125).exp_(), alpha=0.5)
+
+    @staticmethod
+    def slope(u: Tensor, psi: Tensor) -> Tensor:
+        wide = u.square().mul_(-0.125).exp_()
+        return wide.mul_(0.125).sub_(envelope(u)).mul_(u)

@@ -67,6 +67,7 @@ WAVELETS = {
     "mexican_hat": lambda u: 2 / (math.sqrt(3) * math.pi**0.25) * (1 - u**2) * np.exp(-(u**2) / 2),
     "morlet": lambda u: np.cos(5 * u) * np.exp(-(u**2) / 2),
     "dog": lambda u: -u * np.exp(-(u**2) / 2),
+    "difference_of_gaussians": lambda u: np.exp(-(u**2) / 2) - np.exp(-(u**2) / 8) / 2,
 }
 
 
