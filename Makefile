@@ -36,7 +36,7 @@ lint: $(VENV)/installed-dev ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-dev ## benchmarks; ONLY=screen|training|engine|pool|scale|gates|kan picks one
+bench: $(VENV)/installed-dev ## benchmarks; ONLY=NAME picks one, see CONTRIBUTING.md
 	$(BIN)/python -m tests.benchmarks $(ONLY)
 
 clean: ## remove the virtual environment and caches
