@@ -98,8 +98,10 @@ class SignalPropagation(ScreenGate):
     A stack of `depth` random maps (orthogonal over channels), each followed by the layer; of layers alone where they
     carry weights themselves (`linear` and `conv` sites, of those that keep the shape). Measured after it:
     the output's size (root mean square), the share of its variance that is between samples (1 for inputs that
-    stay distinct, 0 where all samples become one), and the ratio of the input gradient's norm to the output's; the
-    figures are named by layout, as in `NCHW.size`, and by site where a layout has several, as in `NC1.size`.
+    stay distinct, 0 where all samples become one), and the ratio of the input gradient's norm to the output's, of half
+    the output's square; at `linear` and `conv` sites, where a layer may end with a norm, which holds that square fixed,
+    of a random weighting of the output that is as large. The figures are named by layout, as in `NCHW.size`, and by
+    site where a layout has several, as in `NC1.size`.
 
     Args:
         depth: layers in the stack.
@@ -147,15 +149,17 @@ class SignalPropagation(ScreenGate):
         return ""
 
     def _propagate(self, ctx: ScreenContext, site: Site) -> dict[str, float]:
-        x, _ = _probe(site)
+        x, cotangent = _probe(site)
         x = x.clone().requires_grad_()
         h = x
+        weighted = site.kind in ("linear", "conv")
         along = "nlc,cd->nld" if site.layout == "NLC" else "nc...,cd->nd..."
         for maps in _random_maps(site.in_features, self.depth):
-            mixed = h if site.kind in ("linear", "conv") else torch.einsum(along, h, maps)
+            mixed = h if weighted else torch.einsum(along, h, maps)
             h = ctx.space.build(ctx.candidate, site).train()(mixed)
         flat = h.detach().flatten(1)
-        (gradient,) = torch.autograd.grad(h.square().sum() / 2, x)
+        direction = cotangent * (h.detach().norm() / cotangent.norm()) if weighted else h.detach()
+        (gradient,) = torch.autograd.grad(h, x, direction)
         total = float(flat.var(correction=0))
         between = float(flat.var(0, correction=0).mean())
         size = float(flat.square().mean().sqrt())

@@ -7,6 +7,7 @@ import yaml
 
 from normact.launch.config import compose_config, rerank_evaluator, search_evaluator
 from normact.launch.reranking import check_rerank
+from normact.search.gates import Pass, ScreenContext
 from normact.spaces import InputError
 from tests.launch.test_config import CONF
 
@@ -49,6 +50,17 @@ def test_what_is_typed_is_enough(typed):
 def test_gates_of_functions_do_not_ask_for_speed():
     assert compose_config(["space=kan", "data=functions"])["gates"]["stall_100"] is None
     assert compose_config(["space=kan"])["gates"]["stall_100"]["at"] == 100
+
+
+def test_gates_of_activations_do_not_take_a_norm_for_a_dead_layer():
+    config = compose_config(["space=kan_act"])
+    usual = compose_config([])["gates"]
+    assert config["gates"] == usual | {"propagation": usual["propagation"] | {"gradient": [0.0, 1e5]}}
+    evaluator = search_evaluator(config)
+    text = "node(gaussian(grid=8), normalizer=batch, sharing=channel, start=identity, post=none)"
+    ctx = ScreenContext(evaluator.space, evaluator.space.parse(text), 0, evaluator.task)
+    for gate in evaluator.screen_gates:
+        assert isinstance(gate.check(ctx), Pass), gate.name
 
 
 def test_what_a_person_gives_wins():

@@ -147,6 +147,16 @@ def test_layers_with_weights_are_stacked_alone(site, factor):
     assert found.figures[f"{site.layout}.gradient"] == pytest.approx(factor**5, rel=1e-4)
 
 
+@pytest.mark.parametrize("site", [LINEAR, CONV], ids=["linear", "conv"])
+@pytest.mark.parametrize("post", ["none", "layer", "batch"])
+def test_a_norm_behind_the_layer_does_not_hide_its_gradient(site, post):
+    """The square of a norm's output is the same for all inputs: its gradient is zero, whatever the layer does."""
+    torch.manual_seed(0)
+    found = check(SignalPropagation(3), kan(post=post), site)
+    assert isinstance(found, Pass)
+    assert 0.01 < found.figures[f"{site.layout}.gradient"] < 100
+
+
 def test_a_stack_that_explodes_is_rejected():
     found = check(SignalPropagation(5), scaled(50.0), LINEAR)
     assert isinstance(found, Rejection) and found.reason.endswith("after 5 layers at NC")
