@@ -218,6 +218,9 @@ class KanKind(Kind):
 
     def build(self, gene: LayerGene, site: Site) -> nn.Module:
         options: dict[str, Any] = dict(gene.options)
+        conv_groups = site.conv.groups if site.conv else 1
+        if options["combine"] == "concat" and (site.features_out < len(gene.families) or conv_groups > 1):
+            options["combine"] = "sum"  # outputs that cannot be shared out are served by all
         if site.kind == "conv":
             return KANConv2d(site.in_features, site.features_out, **_conv(site), families=_families(gene), **options)
         return KANLinear(site.in_features, site.features_out, _families(gene), **options)

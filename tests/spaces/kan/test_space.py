@@ -333,3 +333,10 @@ def test_the_shipped_spaces_can_be_made(name):
 def test_a_candidate_is_a_value():
     a, b = (KanCandidate((LayerGene("kan", (FamilyGene("gaussian", (("grid", 5),)),)),)) for _ in range(2))
     assert a == b and hash(a) == hash(b) and len({a, b}) == 1
+
+
+def test_outputs_that_cannot_be_shared_out_are_served_by_all_families():
+    candidate = space().parse("kan(gaussian, bspline, combine=concat)")
+    one = space().build(candidate, Site("linear", 0, 4, 1, layout="NC"))
+    assert one.combine == "sum" and one(torch.zeros(3, 4)).shape == (3, 1)
+    assert space().build(candidate, Site("linear", 0, 4, 2, layout="NC")).combine == "concat"
