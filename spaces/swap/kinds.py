@@ -61,6 +61,9 @@ class Norm:
 
 def read_norm(module: nn.Module) -> Norm | str | None:
     """What a module is as a normalization: a `Norm`, why it cannot be replaced, or None where it is none."""
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        norm = "norm" in type(module).__name__.lower()
+        return "its channels are not known before it is first run" if norm else None
     base = next((kind for kind in NORMS if isinstance(module, kind)), None)
     own = type(module).forward
     library = type(module).__module__.partition(".")[0] in _TRUSTED
@@ -74,7 +77,7 @@ def read_norm(module: nn.Module) -> Norm | str | None:
     size = getattr(module, "num_features", None) or getattr(module, "num_channels", None) or shape
     features = size[0] if isinstance(size, tuple | list) else size
     if not features:
-        return "its channels are not known before it is first run"
+        return f"it has {features} channels"
     last = shape is not None and "2d" not in type(module).__name__.lower()
     layout: Layout = NORMS[base] if base and (last or shape is None) else "NLC" if last else "NCHW"
     act = getattr(module, "act", None)

@@ -47,7 +47,8 @@ def rewritten_class(owner: nn.Module, edits: dict[bool, Edits], frames: list[Fra
         CannotRewriteError: its forward cannot be traced by itself.
     """
     if isinstance(owner, torch.jit.ScriptModule | fx.GraphModule):
-        raise CannotRewriteError(f"a {type(owner).__name__} cannot be rewritten")
+        kind = "GraphModule" if isinstance(owner, fx.GraphModule) else "ScriptModule"
+        raise CannotRewriteError(f"a {kind} cannot be rewritten")
     if "forward" in vars(owner):
         raise CannotRewriteError("its forward was set on the instance")
     base: Any = getattr(type(owner), "_rewritten_from", type(owner))  # rewritten twice: the whole text is in the last

@@ -30,16 +30,17 @@ class _Tracer(fx.Tracer):
         self.reading = reading
         self.stack = [reading.enter(model, "", (), {})]
         self.slot = ""
+        self.leaves = {module: is_leaf(module) for module in model.modules()}  # while tracing, attributes are proxies
         self.where: dict[fx.Node, tuple[Frame, str]] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m)
+        return self.leaves[m]
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         self.slot = self.stack[-1].next_slot()
-        if is_leaf(m):
+        if self.leaves.get(m, True):  # what is no submodule is refused below
             return super().call_module(m, forward, args, kwargs)
         self.stack.append(self.reading.enter(m, self.path_of_module(m), args, kwargs))
         try:

@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import functools
 import pickle
+import sys
 import types
 import warnings
 
@@ -70,9 +72,10 @@ def make(site):
     return GraphLayer(named("bn_relu").graph, site.in_features, site.layout)
 
 
+@functools.cache
 def exported(name):
-    """The factory function of an emitted file."""
-    module = types.ModuleType(f"emitted_{name}")
+    """The factory function of an emitted file, imported as `emitted_{name}`: what pickle asks for."""
+    module = sys.modules[f"emitted_{name}"] = types.ModuleType(f"emitted_{name}")
     exec(emit(named(name).graph, f"my_{name}"), module.__dict__)
     return getattr(module, f"my_{name}")
 
