@@ -12,6 +12,7 @@ from normact.spaces.layer import ChannelAffine, GraphLayer, LayerOptions
 from normact.spaces.ops import ACTIVATIONS, EVONORM_MOMENTS, EVONORM_POINTWISE, OPS, Op, register
 from normact.spaces.site import Conv, Site
 from normact.spaces.space import Cost, Space
+from normact.spaces.swap import replace_layers
 from normact.spaces.text import formula, latex, parse
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "parse",
     "read_layer",
     "register",
+    "replace_layers",
 ]

@@ -206,6 +206,55 @@ def test_a_persons_model_is_an_anchor():
     assert kinds.count(ChannelAffine) == 1
 
 
+class Residual(nn.Module):
+    """As torchvision's blocks are: one activation for all, and one that is a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn1, self.bn2 = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return torch.nn.functional.silu(self.bn2(self.relu(x + self.conv(self.relu(self.bn1(x))))))
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block, self.norm, self.act = Residual(), nn.LayerNorm(8), nn.GELU()
+
+    def forward(self, x):
+        x = self.block(x) if x.shape[-1] == 8 else x
+        return self.act(self.norm(x))
+
+
+def test_shared_and_functional_activations_of_a_persons_model_are_sites():
+    sites = sites_of(SwappedModel(Residual))
+    assert [(s.in_features, s.activation) for s in sites] == [(3, True), (3, True)]
+    model = SwappedModel(Residual)(lambda site: nn.Identity())
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(model(x), torch.relu(x + model.conv(x)))
+
+
+def test_a_persons_model_that_branches_is_read_from_a_run_on_an_example():
+    with pytest.raises(InputError, match="cannot be traced"):
+        sites_of(SwappedModel(Branching))
+    sites = sites_of(SwappedModel(Branching, example=[3, 8, 8]))
+    assert [(s.in_features, s.layout) for s in sites] == [(3, "NCHW"), (3, "NCHW"), (8, "NLC")]
+    model = SwappedModel(Branching, example=(3, 8, 8))(layer("evonorm_s0"))
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 3, 8, 8)
+
+
+def test_a_run_on_an_example_takes_no_random_numbers_and_no_state_of_the_model():
+    factory = lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout())
+    torch.manual_seed(0)
+    drawn = torch.rand(2)
+    torch.manual_seed(0)
+    model = SwappedModel(factory, example=(3, 8, 8))(layer("bn_relu"))
+    assert torch.equal(torch.rand(2), drawn)
+    assert torch.equal(model[0].running_mean, torch.zeros(3))
+
+
 def test_each_call_takes_a_fresh_model():
     anchor = SwappedModel(own_model)
     one, two = anchor(layer("bn_relu")), anchor(layer("bn_relu"))
