@@ -1,35 +1,31 @@
 """Print a layer graph as Python source: one class and one factory function, needing torch alone.
 
-The printed code is what `GraphLayer` interprets, line by line: pointwise ops are printed from the source of
-their own functions, statistics from those in `moments`. Parameters and buffers carry the same names, so a
-`state_dict` goes from one to the other.
+The printed code computes what `GraphLayer` interprets, arranged for speed (see `lowering`): one pass over x for the
+moments, a few numbers per channel, and one pass for the rest. Where the derivatives of that last pass are known
+(`reverse`), they are printed too, and the layer keeps x alone for the backward pass. Pointwise ops are printed from
+the source of their own functions. Parameters and buffers carry `GraphLayer`'s names, so a `state_dict` goes from one to
+the other.
 """
 
 from __future__ import annotations
 
-import builtins
-import keyword
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from normact.spaces import moments
+from normact.spaces.body import OURS, RESERVED, Body, Computation, as_tuple, method
 from normact.spaces.errors import InputError
-from normact.spaces.graph import Arg, LayerGraph
+from normact.spaces.graph import LayerGraph
 from normact.spaces.inputs import trainable
-from normact.spaces.layer import RAW, LayerOptions, running_name, running_start
-from normact.spaces.moments import LAYOUTS, Moment, unusable
-from normact.spaces.ops import OPS, Op
-from normact.spaces.source import read_source
+from normact.spaces.layer import LayerOptions, running_start
+from normact.spaces.lowering import lower
+from normact.spaces.moments import LAYOUTS, unusable
+from normact.spaces.ops import OPS
+from normact.spaces.printed import GROUPS
 from normact.spaces.text import formula
 
 WIDTH = 100
 """Longest line of a docstring."""
-
-_RESERVED = frozenset({"torch", "nn", "Tensor", "Callable", "x", "zero", "self", *dir(builtins), *keyword.kwlist})
-
-_OURS = frozenset({"mean", "mean_square", "var", "at_least_float32", "reduced_axes", "per_group"})
-"""Functions of `moments` that a file may contain, under these names."""
 
 
 def emit(
@@ -57,7 +53,7 @@ def emit(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise InputError(f"a layer's name must be a Python identifier in lower case, got {name!r}")
-    if name in _RESERVED | _OURS:
+    if name in RESERVED | OURS:
         raise InputError(f"a layer cannot be called {name!r}: the name has a meaning in Python or in the file")
     return _Emitter(graph.canonical, name, options or LayerOptions(), without_activation, note).module()
 
@@ -72,24 +68,42 @@ class _Emitter:
         self.class_name = "".join(part.capitalize() for part in name.split("_"))
         self.options = options
         self.note = note
-        self.helpers: dict[str, str] = {}
-        self.helper_names: dict[Callable[..., object], str] = {}
+        self.body = Body({self.name, self.class_name, f"{self.class_name}Function"})
+        parts = (self.body, self.name, self.class_name)
+        self.computation = Computation(self.graph, *parts, "", self.guards())
+        self.without = Computation(self.plain, *parts, "_without_act", self.guards()) if self.plain else None
         graphs = [self.graph, self.plain] if self.plain else [self.graph]
-        self.moments = sorted(
-            {moment for g in graphs for node in g.nodes if (moment := OPS[node.op].moment)},
-            key=lambda moment: (moment.index_set, moment.statistic),
-        )
+        self.moments = {moment for g in graphs for node in g.nodes if (moment := OPS[node.op].moment)}
         self.layouts = [layout for layout in LAYOUTS if not any(unusable(m.index_set, layout) for m in self.moments)]
 
     def module(self) -> str:
-        body = [*self.guard(), *self.forward_plain(), *self.forward(self.graph)]
-        methods = [*self.methods(), _method("forward(self, x: Tensor)", "", body)]
-        cls = "\n\n".join([self.class_head(), self.constructor(), _ALONG, *methods])
-        helpers = [self.helpers[key] for key in sorted(self.helpers)]
+        methods = [*self.small_methods(), *self.computation.methods(), *self.methods_without()]
+        cls = "\n\n".join([self.class_head(), self.constructor(), *methods, self.forward()])
+        around = [*self.computation.functions(), self.computation.autograd_function()]
+        helpers = [self.body.helpers[key] for key in sorted(self.body.helpers, key=str.lower)]
+        parts = [*helpers, *around, cls, self.factory()]
         imports = "import torch\nfrom torch import Tensor, nn"
-        if any("Callable[" in part for part in (cls, *helpers)):
-            imports = "from collections.abc import Callable\n\n" + imports
-        return f"{self.docstring()}\n\n" + "\n\n\n".join([imports, *helpers, cls, self.factory()]) + "\n"
+        if any(re.search(r"\bAny\b", part) for part in parts):
+            imports = "from typing import Any\n\n" + imports
+        if any("Callable[" in part for part in parts):
+            imports = "from collections.abc import Callable\n" + imports
+        return f"{self.docstring()}\n\n" + "\n\n\n".join([imports, *parts]) + "\n"
+
+    def small_methods(self) -> list[str]:
+        """Those that both graphs use, once."""
+        found = self.computation.small_methods()
+        found += self.without.small_methods() if self.without else self.body.along()
+        return list(dict.fromkeys(found))
+
+    def methods_without(self) -> list[str]:
+        if self.without:
+            return [self.without.compute_mixed()]
+        lines = [
+            "weight, bias = self._along(weight, x), self._along(bias, x)",
+            "return (x * weight + bias).to(x.dtype)",
+        ]
+        signature = "_compute_without_act(self, x: Tensor, weight: Tensor, bias: Tensor)"
+        return [method(signature, "Tensor", "What stands where no activation follows.", lines)]
 
     def docstring(self) -> str:
         lines = [*_wrapped(f"{self.name}: {formula(self.graph)}"), ""]
@@ -101,7 +115,7 @@ class _Emitter:
     def class_head(self) -> str:
         lines = [*_wrapped(formula(self.graph), WIDTH - 4), "", "Args:"]
         for argument, _, meaning in self.arguments():
-            lines.append(f"    {argument}: {meaning}")
+            lines += _wrapped(f"{argument}: {meaning}", WIDTH - 8, "    ")
         return f"class {self.class_name}(nn.Module):\n" + textwrap.indent(_quoted("\n".join(lines)), "    ")
 
     def arguments(self) -> list[tuple[str, str, str]]:
@@ -109,6 +123,7 @@ class _Emitter:
         o = self.options
         otherwise = "then the norm alone" if self.plain else "then a per-channel affine alone"
         sets = {moment.index_set for moment in self.moments}
+        above = "" if self.guards() else "; above 1e-10, so that no divisor needs a guard"
         rows = [
             ("num_features", "int", "channels."),
             ("apply_act", "bool = True", f"False for a place with no activation: {otherwise}."),
@@ -119,7 +134,7 @@ class _Emitter:
                 ("group_size", "int | None = None", "channels in a group; wins over `groups`."),
             ]
         if any(moment.statistic != "mean" for moment in self.moments):
-            rows.append(("eps", f"float = {_number(o.eps)}", "added inside the roots."))
+            rows.append(("eps", f"float = {_number(o.eps)}", f"added inside the roots{above}."))
         if "batch" in sets:
             rows.append(
                 (
@@ -129,8 +144,12 @@ class _Emitter:
                 )
             )
         axes = {"NCHW": "NCHW (one or more spatial axes)"}
+        kept = "keep x alone for the backward pass, and compute the rest again" + (
+            "; this layer does, unless it is compiled" if self.computation.written else ""
+        )
         return [
             *rows,
+            ("checkpoint", "bool = False", f"{kept}."),
             (
                 "layout",
                 f'str = "{self.layouts[0]}"',
@@ -151,9 +170,11 @@ class _Emitter:
             "super().__init__()",
             f"if layout not in ({layouts}{',' if len(self.layouts) == 1 else ''}):",
             f'    raise ValueError(f"layout must be {_list(self.layouts)}, got {{layout!r}}")',
-            *(_GROUPS if "groups" in names else []),
+            *(_EPS if "eps" in names and not self.guards() else []),
+            *(GROUPS if "groups" in names else []),
             "self.num_features = num_features",
             "self.apply_act = apply_act",
+            "self.checkpoint = checkpoint",
             "self.layout = layout",
             'self.axis = 2 if layout == "NLC" else 1  # of the channels',
         ]
@@ -173,90 +194,48 @@ class _Emitter:
             lines += ["else:" if rest else "if not apply_act:", *("    " + line for line in rest_without)]
         return ['kw = {"device": device, "dtype": dtype}', *lines] if lines else []
 
-    def methods(self) -> list[str]:
-        """The methods that take statistics."""
-        methods = []
-        if any(moment.index_set == "batch" for moment in self.moments):
-            self.helper(moments.at_least_float32)
-            self.helper(moments.reduced_axes)
-            methods += [_RESET, _BATCH]
-        return methods + [self.moment_method(moment) for moment in self.moments]
+    def guards(self) -> bool:
+        """Whether a small eps is allowed: then every division keeps its guard."""
+        return self.options.eps <= 1e-10
 
-    def moment_method(self, moment: Moment) -> str:
-        raw = self.helper(RAW[moment.statistic])
-        signature = f"_{moment.index_set}_{moment.statistic}(self, x: Tensor)"
-        if moment.index_set == "batch":
-            signature = signature.replace(")", ", name: str)")
-            value = f"self._batch({raw}, x, name)"
-        else:
-            wide = f"{self.helper(moments.at_least_float32)}(x)"
-            if moment.index_set == "group":
-                value = f"{self.helper(moments.per_group)}({wide}, {raw}, self.groups, self.axis)"
-            else:
-                axes = f'{self.helper(moments.reduced_axes)}("{moment.index_set}", self.axis, x.dim())'
-                value = f"{raw}({wide}, {axes})"
-        if moment.statistic == "mean":
-            lines = [f"return {value}.to(x.dtype)"]
-        else:
-            lines = [f"raw = {value}", "return torch.sqrt(raw + self.eps).to(x.dtype)"]
-        return _method(signature, f"{_STATISTIC[moment.statistic]} {_OVER[moment.index_set]}.", lines)
-
-    def guard(self) -> list[str]:
-        return [
+    def forward(self) -> str:
+        lines = [
             'fits = x.dim() > 2 if self.layout == "NCHW" else x.dim() == len(self.layout)',
             "if not fits or x.shape[self.axis] != self.num_features:",
             '    made_for = f"made for {self.layout} with C = {self.num_features}"',
             '    raise ValueError(f"{made_for}, got shape {tuple(x.shape)}")',
+            "if not self.apply_act:",
+            f"    return {self.without_call()}",
         ]
+        c = self.computation
+        names = c.lowered.vectors
+        if names:
+            lines.append(f"vectors = {as_tuple([f'self.{name}' for name in names])}")
+        given, mode = ("x, *vectors", "x, self.training, self.training, *vectors")
+        if not names:
+            given, mode = "x", "x, self.training, self.training"
+        tensors = "(x, *vectors)" if names else "(x,)"
+        mode = mode if c.batch else given
+        needed = f"torch.is_grad_enabled() and any(t.requires_grad for t in {tensors})"
+        plain = "torch.compiler.is_compiling() or torch.jit.is_tracing() or not x.numel()"
+        call = f"{self.class_name}Function.apply(self, {'self.training, ' if c.batch else ''}{given})"
+        if c.written:
+            lines += [f"if {plain}:", f"    return self._compute({mode})"]
+            lines += [f"if {needed}:", f"    return {call}", *c.without_grad()]
+        else:
+            lines += [
+                f"again = self.checkpoint and {needed}",
+                f"if {plain} or not again:",
+                f"    return self._compute({mode})",
+                f"return {call}",
+            ]
+        return method("forward(self, x: Tensor)", "Tensor", "", lines)
 
-    def forward_plain(self) -> list[str]:
-        lines = self.forward(self.plain) if self.plain else ["return " + _with_affine("x")]
-        return ["if not self.apply_act:", *("    " + line for line in lines)]
-
-    def forward(self, graph: LayerGraph) -> list[str]:
-        """The lines that compute a graph. `full` tracks which values have the input's shape already."""
-        lines = []
-        if "zero" in graph.inputs:
-            lines.append("zero = x.new_zeros((1,) * x.dim())")
-        for name in graph.trainables:
-            lines.append(f"{_input_name(name)} = self._along(self.{_input_name(name)}, x)")
-        buffers = _buffers(graph)
-        names: dict[Arg, str] = {}
-        full: dict[Arg, bool] = {"x": True}
-        counts: dict[str, int] = {}
-        for i, node in enumerate(graph.nodes):
-            op = OPS[node.op]
-            args = [names[a] if isinstance(a, int) else _input_name(a) for a in node.args]
-            counts[node.op] = counts.get(node.op, 0) + 1
-            names[i] = f"{node.op}_{counts[node.op]}"
-            if op.moment:
-                arg = args[0] if full.get(node.args[0], False) else f"{args[0]}.expand(x.shape)"
-                buffer = f', "{buffers[i]}"' if i in buffers else ""
-                lines.append(f"{names[i]} = self._{op.name}({arg}{buffer})")
-            else:
-                full[i] = any(full.get(a, False) for a in node.args)
-                lines.append(f"{names[i]} = {self.pointwise(op, args)}")
-        last = len(graph.nodes) - 1
-        y = names[last] if full.get(last, False) else f"{names[last]}.expand(x.shape)"
-        return [*lines, f"return {_with_affine(y)}" if graph.affine else f"return {y}.to(x.dtype)"]
-
-    def pointwise(self, op: Op, args: list[str]) -> str:
-        assert op.function is not None
-        source = read_source(op.name, op.function)
-        if source.expression and len(inlined := source.inlined(args)) < 60:
-            return inlined
-        return f"{self.helper(op.function, op.name)}({', '.join(args)})"
-
-    def helper(self, function: Callable[..., object], op: str = "") -> str:
-        """Put a function into the file, once; returns its name there."""
-        if function not in self.helper_names:
-            name = function.__name__
-            taken = _RESERVED | {self.name, self.class_name} | set(self.helpers) | (_OURS if op else set())
-            while name in taken or _like_a_local(name):
-                name += "_op"
-            self.helper_names[function] = name
-            self.helpers[name] = read_source(op, function).renamed(name)
-        return self.helper_names[function]
+    def without_call(self) -> str:
+        if not self.without:
+            return "self._compute_without_act(x, self.weight, self.bias)"
+        mode = ", self.training, self.training" if self.without.batch else ""
+        return f"self._compute_without_act(x{mode}{''.join(f', self.{n}' for n in self.without.lowered.vectors)})"
 
     def factory(self) -> str:
         return textwrap.dedent(
@@ -268,29 +247,14 @@ class _Emitter:
         ).strip()
 
 
-def _like_a_local(name: str) -> bool:
-    """Whether `forward` might use that name for a value: `mul_1`, or a trainable's."""
-    return bool(re.search(r"_[0-9]+$|^[vs][0-9]", name))
-
-
-def _input_name(name: str) -> str:
-    item = trainable(name)
-    return item.attribute if item else name
-
-
-def _buffers(graph: LayerGraph) -> dict[int, str]:
-    buffers: dict[int, str] = {}
-    for i, node in enumerate(graph.nodes):
-        moment = OPS[node.op].moment
-        if moment and moment.index_set == "batch":
-            buffers[i] = running_name(moment, list(buffers.values()))
-    return buffers
-
-
 _AFFINE_STATE = [
     "self.weight = nn.Parameter(torch.ones(num_features, **kw))",
     "self.bias = nn.Parameter(torch.zeros(num_features, **kw))",
 ]
+
+
+def _buffers(graph: LayerGraph) -> list[str]:
+    return [s.buffer for s in lower(graph).moments if s.buffer]
 
 
 def _state(graph: LayerGraph) -> list[str]:
@@ -301,7 +265,7 @@ def _state(graph: LayerGraph) -> list[str]:
         assert item is not None
         size = "num_features" if item.per_channel else "1"
         lines.append(f"self.{item.attribute} = nn.Parameter({_filled(size, item.init)})")
-    for buffer in _buffers(graph).values():
+    for buffer in _buffers(graph):
         lines.append(f'self.register_buffer("{buffer}", {_filled("num_features", running_start(buffer))})')
     return lines
 
@@ -312,10 +276,6 @@ def _filled(size: str, value: float) -> str:
     return f"torch.full(({size},), {_number(value)}, **kw)"
 
 
-def _with_affine(value: str) -> str:
-    return f"({value} * self._along(self.weight, x) + self._along(self.bias, x)).to(x.dtype)"
-
-
 def _number(value: float) -> str:
     return re.sub(r"e([-+]?)0*", r"e\1", repr(value))
 
@@ -324,8 +284,15 @@ def _list(names: Sequence[str]) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _wrapped(text: str, width: int = WIDTH) -> list[str]:
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: str, width: int = WIDTH, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=2 * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _quoted(text: str) -> str:
@@ -338,62 +305,7 @@ def _indented(lines: list[str]) -> str:
     return textwrap.indent("\n".join(lines), "    ")
 
 
-def _method(signature: str, doc: str, lines: list[str]) -> str:
-    body = [f'"""{doc}"""', *lines] if doc else lines
-    return textwrap.indent(f"def {signature} -> Tensor:\n" + _indented(body), "    ")
-
-
-_STATISTIC = {
-    "mean": "The mean",
-    "rms": "The root of the mean square",
-    "std": "The root of the variance",
-}
-
-_OVER = {
-    "batch": "over all axes but the channels: `name` is its running buffer",
-    "instance": "over the positions of each sample and channel",
-    "layer": "over each sample",
-    "group": "over each sample's groups of channels",
-    "channel": "over the channels of each sample and position",
-}
-
-_GROUPS = [
-    "if group_size:",
-    "    if num_features % group_size:",
-    '        raise ValueError(f"group_size={group_size} does not divide {num_features} channels")',
-    "    groups = num_features // group_size",
-    "while num_features % groups:",
-    "    groups -= 1",
-    "self.groups = groups",
+_EPS = [
+    "if not eps > 1e-10:",
+    '    raise ValueError(f"eps must be above 1e-10, got {eps}")',
 ]
-
-_ALONG = '''
-    def _along(self, vector: Tensor, x: Tensor) -> Tensor:
-        """A vector of one entry per channel, or of one, shaped to broadcast along x's channels."""
-        shape = [1] * x.dim()
-        shape[self.axis] = vector.numel()
-        return vector.to(x.dtype).view(shape)
-'''.strip("\n")
-
-_RESET = '''
-    def reset_running_stats(self) -> None:
-        """Running means to 0, running mean squares and variances to 1."""
-        for name, buffer in self.named_buffers():
-            is_mean = name.startswith("running_mean") and "square" not in name
-            buffer.fill_(0.0 if is_mean else 1.0)
-'''.strip("\n")
-
-_BATCH = '''
-    def _batch(self, statistic: Callable[[Tensor, tuple[int, ...]], Tensor], x: Tensor, name: str) -> Tensor:
-        """A statistic over all axes but the channels: the batch's in training, else the running one."""
-        running = getattr(self, name)
-        x = at_least_float32(x)
-        if not self.training:
-            return self._along(running, x)
-        raw = statistic(x, reduced_axes("batch", self.axis, x.dim()))
-        with torch.no_grad():
-            count = x.numel() // self.num_features
-            unbiased = count / max(count - 1, 1) if name.startswith("running_var") else 1.0
-            running.lerp_((raw * unbiased).flatten().to(running.dtype), self.momentum)
-        return raw
-'''.strip("\n")

@@ -109,48 +109,68 @@ def run_apart(cases, folder):
     return torch.load(folder / "results.pt")
 
 
-def assert_equal(got, expected, what):
-    """To 1e-6, relative to the expected tensor's root mean square."""
+def assert_equal(got, expected, what, known_error=0.0, least=0.0):
+    """To 1e-10 in float64 and 1e-5 in float32, relative to the expected tensor's root mean square.
+
+    `known_error`: that of the interpreter itself in the same precision. `least`: of the root mean square.
+    """
     assert (got is None) == (expected is None), what
     if got is not None:
         assert got.shape == expected.shape, what
         assert got.dtype == expected.dtype, what
-        rms = expected.double().square().mean().sqrt().item()
+        rms = max(expected.double().square().mean().sqrt().item(), least)
         worst = (got.double() - expected.double()).abs().max().item()
-        assert worst <= 1e-6 * rms, f"{what}: {worst:.3g} off, RMS {rms:.3g}"
+        tolerance = 1e-10 if expected.dtype == torch.float64 else 1e-5
+        assert worst <= tolerance * rms + known_error, f"{what}: {worst:.3g} off, RMS {rms:.3g}"
 
 
-def assert_same_response(got, expected, what):
-    for number, (ours, theirs) in enumerate(zip(got["phases"], expected["phases"], strict=True)):
+def off(a, b):
+    return 0.0 if a is None or not a.numel() else (a.double() - b.double()).abs().max().item()
+
+
+def assert_same_response(got, expected, exact, what):
+    for number, (ours, theirs, wanted) in enumerate(zip(*(r["phases"] for r in (got, expected, exact)), strict=True)):
         assert ours.keys() == theirs.keys(), what
         for name in theirs:
-            assert_equal(ours[name], theirs[name], f"{what}, phase {number}, {name}")
+            error = off(theirs[name], wanted[name])
+            right = None if theirs[name] is None else wanted[name].to(theirs[name].dtype)
+            # A small gradient of x is a difference of terms as large as the cotangents, which are of size 1.
+            least = 1.0 if name == "x" and right is not None and right.dtype == torch.float32 else 0.0
+            assert_equal(ours[name], right, f"{what}, phase {number}, {name}", error, least)
     assert got["state"].keys() == expected["state"].keys(), what
     for name, tensor in expected["state"].items():
         assert_equal(got["state"][name], tensor, f"{what}, state {name}")
 
 
+def exact_response(graph, layout, case, runner):
+    """What the interpreter gives in float64."""
+    module = GraphLayer(graph, FEATURES, layout).double()
+    module.load_state_dict(case["state"])
+    return runner.respond(module, [(x.double(), cotangent.double()) for x, cotangent in case["batches"]])
+
+
 def compare_apart(graphs, layouts, dtype, folder, runner):
     """Every graph at every layout: the printed one in a process without normact, ours here."""
-    cases, expected, what = [], [], []
+    cases, expected, exact, what = [], [], [], []
     for graph in graphs:
         source = emit(graph, "layer")
         for layout in layouts(graph):
             module = disturbed(GraphLayer(graph, FEATURES, layout), dtype)
             cases.append(case_of(graph, module, layout, dtype, source=source))
             expected.append(runner.respond(module, cases[-1]["batches"]))
+            exact.append(exact_response(graph, layout, cases[-1], runner))
             what.append(f"{graph} at {layout} in {dtype}")
     results = run_apart(cases, folder)
     assert len(results) == len(cases)
-    for got, wanted, text in zip(results, expected, what, strict=True):
-        assert_same_response(got, wanted, text)
+    for responses in zip(results, expected, exact, what, strict=True):
+        assert_same_response(*responses)
     return len(results)
 
 
 KNOWN = [layer.graph for layer in CATALOGUE.values()] + [parse(text) for text in MORE]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_printed_layer_equals_the_graph_layer_without_normact(dtype, tmp_path, runner):
     assert compare_apart(KNOWN, layouts_of, dtype, tmp_path, runner) > 2 * len(KNOWN)
 
@@ -250,7 +270,7 @@ def test_states_go_both_ways(name):
     x = torch.randn(SHAPES["NCHW"])
     theirs(x)
     ours.load_state_dict(theirs.state_dict())
-    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    assert_equal(theirs.eval()(x), ours.eval()(x), name)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -338,18 +358,46 @@ def test_running_statistics_can_be_forgotten():
     }
 
 
-def test_under_autocast_too_it_equals_the_graph_layer():
+def rounded_once(graph, layout, x, layer):
+    """Whether a half-precision layer's output is what float64 gives, within one rounding (and float32's errors)."""
+    exact = GraphLayer(graph, FEATURES, layout).double()
+    exact.load_state_dict(layer.state_dict())
+    expected = exact(x.double())
+    rounding = torch.finfo(x.dtype).eps
+    allowed = rounding * expected.abs() + 1e-4 * expected.square().mean().sqrt()
+    return bool(((layer(x).double() - expected).abs() <= allowed).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_half_precision_is_rounded_once(name, dtype):
+    graph = named(name).graph
+    for layout in layouts_of(graph):
+        x = batches(layout, dtype)[0][0]
+        layer = disturbed(load(emit(graph, "layer"))(FEATURES, layout=layout), dtype)
+        assert rounded_once(graph, layout, x, layer), layout
+        with torch.no_grad():
+            assert rounded_once(graph, layout, x, layer), layout
+
+
+def test_squares_that_half_precision_cannot_hold_do_no_harm():
+    layer = load(emit(named("evonorm_s0").graph, "layer"))(FEATURES)
+    x = 1000 * torch.randn(SHAPES["NCHW"]).half()
+    assert rounded_once(named("evonorm_s0").graph, "NCHW", x, layer)
+
+
+def test_under_autocast_statistics_stay_in_float32():
     graph = parse("affine(mul(sigmoid(x), add(exp(x), add(batch_std(x), log(group_rms(x))))))")
-    ours = GraphLayer(graph, FEATURES)
-    theirs = load(emit(graph, "layer"))(FEATURES)
+    layer = load(emit(graph, "layer"))(FEATURES)
     for dtype in (torch.float32, torch.bfloat16):
         x = batches("NCHW", dtype)[0][0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(ours(x), theirs(x))
-            assert ours(x).dtype == dtype
+            y = layer(x)
+        assert y.dtype == dtype
+        assert_equal(y, layer(x), dtype)
 
 
-NAMES_TAKEN = ["class", "lambda", "torch", "nn", "x", "self", "print", "var", "mean", "reduced_axes"]
+NAMES_TAKEN = ["class", "lambda", "torch", "nn", "x", "self", "print", "positions", "share", "plane_mean"]
 
 
 @pytest.mark.parametrize(
@@ -362,9 +410,9 @@ def test_a_name_that_would_break_the_file_is_refused(name):
 
 @pytest.mark.parametrize("name", ["div", "sqrt", "relu", "a", "module", "tensor", "layer_2", "v1", "axis"])
 def test_a_name_that_helpers_have_is_fine(name):
-    graph = parse("affine(div(sqrt(x), log(relu(batch_std(x)))))")
+    graph = parse("affine(div(sqrt(x), log(add(v1, relu(batch_std(x))))))")
     x = torch.randn(SHAPES["NCHW"])
-    assert torch.equal(load(emit(graph, name), name)(FEATURES)(x), GraphLayer(graph, FEATURES)(x))
+    assert_equal(load(emit(graph, name), name)(FEATURES)(x), GraphLayer(graph, FEATURES)(x), name)
 
 
 # -- ops of one's own ---------------------------------------------------------------------------------------
@@ -408,20 +456,20 @@ def div_1(a):
     return a * a
 
 
-def make_var():
-    def var(a):
+def make_share():
+    def share(a):
         a = a * 2
         return a + 1
 
-    return var
+    return share
 
 
-def make_other_var(k):
-    def var(a):
+def make_other_share(k):
+    def share(a):
         a = a * k
         return a + 1
 
-    return var
+    return share
 
 
 @pytest.mark.parametrize(
@@ -430,7 +478,7 @@ def make_other_var(k):
         (Op("squeeze", 1, squeeze), "affine(squeeze(div(x, batch_std(x))))", "# a comment stays"),
         (Op("bent", 1, with_default), "bent(group_std(x))", "def with_default(a, slope=0.25):"),
         (Op("one_line", 2, said_in_one_line), "one_line(neg(x), v1)", "softplus(neg_1, beta=2.0) * v1"),
-        (Op("mine", 1, make_var()), "mul(mine(x), batch_std(x))", "def var_op(a):"),
+        (Op("mine", 1, make_share()), "mul(mine(x), batch_std(x))", "def share_op(a):"),
         (Op("like_a_local", 1, div_1), "div(like_a_local(x), v1)", "def div_1_op(a):"),
     ],
     ids=lambda value: value.name if isinstance(value, Op) else None,
@@ -446,9 +494,9 @@ def test_an_op_that_widens_does_not_widen_the_layer(op_table):
     register(Op("widened", 1, widened))
     graph = parse("affine(add(widened(x), group_mean(x)))")
     x = torch.randn(SHAPES["NCHW"]).bfloat16()
-    ours, theirs = GraphLayer(graph, FEATURES)(x), load(emit(graph, "layer"))(FEATURES)(x)
-    assert ours.dtype == theirs.dtype == torch.bfloat16
-    assert torch.equal(ours, theirs)
+    layer = load(emit(graph, "layer"))(FEATURES)
+    assert layer(x).dtype == GraphLayer(graph, FEATURES)(x).dtype == torch.bfloat16
+    assert torch.equal(layer(x), layer(x.float()).bfloat16())
 
 
 def test_functions_of_one_name_stay_apart(op_table):
@@ -475,7 +523,7 @@ def test_functions_of_one_name_stay_apart(op_table):
         (lambda a: a * 2, "op 'own' .*write it as a `def`"),
         (uses_a_global, "op 'own' uses SCALE, which an exported file would lack"),
         (uses_numpy, "op 'own' uses np, which an exported file would lack"),
-        (make_other_var(3), "op 'own' uses k, which an exported file would lack"),
+        (make_other_share(3), "op 'own' uses k, which an exported file would lack"),
         (torch.relu, "op 'own' has no source to export"),
         (load("def layer(a):\n    return a\n"), "op 'own' has no source to export"),
     ],
