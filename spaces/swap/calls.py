@@ -102,11 +102,12 @@ class Reading:
         slot: str = "",
         shape: tuple[int, ...] | None = None,
     ) -> Call:
-        """Append a call."""
+        """Append a call; its inputs are kept once each."""
+        inputs = list(dict.fromkeys(inputs))
         call = Call(kind, name, module, frame, frame.acts if kind == "act" else -1, slot, inputs, Value(), shape)
         frame.acts += kind == "act"
         call.output.maker = call
-        for value in dict.fromkeys(inputs):
+        for value in inputs:
             value.users.append(call)
         self.calls.append(call)
         return call

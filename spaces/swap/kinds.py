@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from normact.spaces.layer import ChannelAffine, GraphLayer
@@ -61,6 +62,8 @@ class Norm:
 
 def read_norm(module: nn.Module) -> Norm | str | None:
     """What a module is as a normalization: a `Norm`, why it cannot be replaced, or None where it is none."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None  # nothing in it can be replaced
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         norm = "norm" in type(module).__name__.lower()
         return "its channels are not known before it is first run" if norm else None

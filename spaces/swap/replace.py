@@ -81,6 +81,8 @@ def replace_layers(
     ):
         if value not in known:
             raise unknown_name(f"{name}=", value, known)
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise InputError(f"a {type(model).__name__} is compiled already and cannot be changed; swap before compiling")
     maker = maker_of(layer, options, group_size)
     with _as_it_was(model, always=True):
         reading = _read(model, example_inputs)
@@ -154,7 +156,7 @@ class _Swap:
     def apply(self) -> None:
         for (owner, name), new in self.places.items():
             owner._modules[name] = new
-        for parent in list(self.model.modules()):
+        for parent in _plain(self.model):
             for name, child in parent._modules.items():
                 if child in self.new:
                     parent._modules[name] = self.new[child]
@@ -185,7 +187,7 @@ def _read(model: nn.Module, example: Tensor | Sequence[Any] | None) -> Reading:
     twin = _copied(model) if example is not None else model
     for training in (False, True):
         part = Reading(reading.how)
-        for module in (*model.modules(), *twin.modules()):
+        for module in (*_plain(model), *_plain(twin)):
             module.training = training
         try:
             if example is None:
@@ -223,6 +225,11 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from None
 
 
+def _plain(model: nn.Module) -> list[nn.Module]:
+    """The modules that are Python's; what is scripted cannot be changed anyway."""
+    return [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+
+
 def _devices(model: nn.Module) -> list[int]:
     return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
 
@@ -231,7 +238,7 @@ def _devices(model: nn.Module) -> list[int]:
 def _as_it_was(model: nn.Module, always: bool = False) -> Iterator[None]:
     """Put back, after an error or `always`, every module's class, attributes, parameters, buffers and children."""
     inner = ("_parameters", "_buffers", "_modules")
-    kept = [(m, type(m), dict(vars(m)), [dict(vars(m)[name]) for name in inner]) for m in model.modules()]
+    kept = [(m, type(m), dict(vars(m)), [dict(vars(m)[name]) for name in inner]) for m in _plain(model)]
     done = False
     try:
         yield
@@ -246,6 +253,12 @@ def _as_it_was(model: nn.Module, always: bool = False) -> Iterator[None]:
                 vars(module)[name].update(table)
 
 
+def _lost_hooks(swap: _Swap) -> list[str]:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooked = [module for module in swap.new if any(vars(module).get(kind) for kind in kinds)]
+    return [f"the hooks of a {type(module).__name__} went with it; register them anew" for module in hooked]
+
+
 def _report(swap: _Swap, reading: Reading, found: Found, plan: Plan, lone: Lone, after_add: AfterAdd) -> Report:
     names = {frame.module: frame.name for frame in reading.frames}
     alone = [] if lone == "keep" else found.alone
@@ -258,7 +271,7 @@ def _report(swap: _Swap, reading: Reading, found: Found, plan: Plan, lone: Lone,
             left[str(added.act)] = "it is behind an addition" + (
                 ", and no norm tells its channels" if after_add == "pointwise" else ", and after_add='keep'"
             )
-    notes = list(reading.notes)
+    notes = [*reading.notes, *_lost_hooks(swap)]
     if found.post_activation:
         notes.append(
             f"{type(swap.model).__name__} is a post-activation model: {found.post_activation[0]} activates a sum of "

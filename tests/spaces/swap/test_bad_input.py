@@ -174,3 +174,27 @@ def test_a_norm_with_a_forward_of_its_own_is_left():
 def test_a_norm_that_was_not_run_yet_is_left():
     model = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.LazyBatchNorm2d(), nn.ReLU())
     assert replace_layers(model, "bn_relu").left == (("2", "its channels are not known before it is first run"),)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_compiled_model_is_refused():
+    model = bn_relu().eval()
+    for compiled in (torch.compile(model), torch.jit.script(model)):
+        with unchanged(model, X), pytest.raises(InputError, match="is compiled already and cannot be changed"):
+            replace_layers(compiled, "bn_relu")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_scripted_child_stays_and_the_rest_is_swapped():
+    scripted = torch.jit.script(bn_relu())
+    model = nn.Sequential(scripted, nn.BatchNorm2d(4), nn.ReLU())
+    expected = model.eval()(X)
+    assert replace_layers(model, "bn_relu").pairs == (("1", "2"),)
+    assert model[0] is scripted
+    torch.testing.assert_close(model(X), expected)
+
+
+def test_hooks_that_go_with_a_norm_are_said():
+    model = bn_relu()
+    model[1].register_forward_hook(lambda module, args, y: None)
+    assert replace_layers(model, "bn_relu").notes == ("the hooks of a BatchNorm2d went with it; register them anew",)
