@@ -39,7 +39,8 @@ KEEP = '''
         else:
             unbiased = count / max(count - 1, 1)
         unbiased = unbiased if name.startswith("running_var") else 1.0
-        running.lerp_((planes[:1] * unbiased).flatten().to(running.dtype), self.momentum)
+        if planes.numel():  # of an empty batch there is nothing to keep
+            running.lerp_((planes[:1] * unbiased).flatten().to(running.dtype), self.momentum)
 '''.strip("\n")
 
 GROUP = '''
