@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from normact.spaces.graph import LayerGraph
-from normact.spaces.layer import GraphLayer
+from normact.spaces.layer import ChannelAffine, GraphLayer
 from normact.spaces.swap.pointwise import running_buffers, standardized
 
 
@@ -19,7 +21,7 @@ def carry_over(norm: nn.Module, new: nn.Module, graph: LayerGraph | None, activa
     """
     graph = new.graph if isinstance(new, GraphLayer) else graph
     with torch.no_grad():
-        if not activation and set(dict(new.named_parameters())) == {"weight", "bias"} and not list(new.buffers()):
+        if not activation and _is_affine(new):
             return _to_affine(norm, new)
         if graph is None or (not activation and not isinstance(new, GraphLayer)):
             return False
@@ -35,6 +37,19 @@ def _index_set(norm: nn.Module) -> str:
     if isinstance(norm, nn.modules.instancenorm._InstanceNorm):
         return "instance"
     return "channel" if isinstance(norm, nn.LayerNorm) else ""
+
+
+def _is_affine(new: nn.Module) -> bool:
+    """Whether a fresh layer is a per-channel affine and nothing else: timm's S0a still divides without activation."""
+    if set(dict(new.named_parameters())) != {"weight", "bias"} or list(new.buffers()):
+        return False
+    if isinstance(new, ChannelAffine):
+        return True
+    like = next(new.parameters())
+    layout, channels = getattr(new, "layout", "NCHW"), like.numel()
+    shape = {"NCHW": (2, channels, 2, 2), "NLC": (2, 2, channels), "NC": (2, channels)}[layout]
+    x = torch.arange(float(math.prod(shape)), device=like.device).view(shape).to(like.dtype)
+    return not like.is_meta and torch.equal(new(x), x)
 
 
 def _to_graph(norm: nn.Module, new: nn.Module, graph: LayerGraph) -> bool:

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -83,3 +84,9 @@ def test_each_parameter_keeps_whether_it_is_trained():
     model[1].bias.requires_grad_(False)
     replace_layers(model, "bn_relu")
     assert (model[1].v1.requires_grad, model[1].v0.requires_grad) == (True, False)
+
+
+def test_a_layer_that_normalizes_without_activation_too_takes_no_batch_norms_evaluation_form():
+    for layer, carried in [(timm.layers.EvoNorm2dS0a, ()), (timm.layers.EvoNorm2dS0, ("2",))]:
+        model = lived_in(nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6)))
+        assert replace_layers(model, layer, group_size=2).carried == carried
