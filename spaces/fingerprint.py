@@ -72,8 +72,23 @@ def _values(name: str, shape: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def _set_parameters(module: nn.Module) -> None:
+    fixed = _fixed_starts(module)
     for name, parameter in module.named_parameters():
-        parameter.copy_(_values(name, tuple(parameter.shape)))
+        values = _values(name, tuple(parameter.shape))
+        parameter.copy_(values + parameter if name in fixed else values)
+
+
+def _fixed_starts(module: nn.Module) -> set[str]:
+    """Parameters whose start, alike in each copy, tells functions apart: modules name them, or all, `fixed_starts`."""
+    found = set()
+    for prefix, part in module.named_modules():
+        named = getattr(part, "fixed_starts", ())
+        found |= {
+            f"{prefix}.{name}" if prefix else name
+            for name, _ in part.named_parameters(recurse=False)
+            if named is True or (named and name in named)
+        }
+    return found
 
 
 def _response(module: nn.Module, x: Tensor, cotangent: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -200,6 +200,7 @@ class AFKANLayer(nn.Module):
     """
 
     bias: nn.Parameter | None
+    fixed_starts = ("starts", "ends")
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +36,7 @@ class Basis(nn.Module, ABC):
     name: ClassVar[str] = ""
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     bounded: ClassVar[bool] = False
+    fixed_starts: ClassVar[Sequence[str] | bool] = True  # what the parameters start from is part of the function
 
     def __init__(self, features: int, size: int, reach: float = WIDE) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from torch import nn
 
 from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.kan.af import AF_ACTIVATIONS, AF_FUNCTIONS, AF_REDUCTIONS, AFKANConv2d, AFKANLinear
-from normact.spaces.kan.basis import Basis, find_basis
+from normact.spaces.kan.basis import MOST_FUNCTIONS, Basis, find_basis
 from normact.spaces.kan.combine import COMBINATIONS
 from normact.spaces.kan.genes import FamilyGene, LayerGene, Pick, Settings
 from normact.spaces.kan.layer import BASE_ACTIVATIONS, KANConv2d, KANLinear, make_basis
@@ -153,7 +154,23 @@ def _completed(gene: FamilyGene) -> FamilyGene:
     for name in given:
         if name not in cls.choices:
             raise unknown_name(f"setting of {gene.name}", name, cls.choices)
-    return FamilyGene(gene.name, tuple((name, given.get(name, default_of(cls, name))) for name in cls.choices))
+    settings = ((name, _typed(gene.name, name, given, default_of(cls, name))) for name in cls.choices)
+    return FamilyGene(gene.name, tuple(settings))
+
+
+def _typed(family: str, name: str, given: Mapping[str, Any], default: Any) -> Any:
+    """The value given, or the default, of the default's type: 8 and 8.0 are equal, and would share a cache's entry.
+
+    Raises:
+        InputError: it is of another type, or no finite number.
+    """
+    value = given.get(name, default)
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default) or (isinstance(value, float) and not math.isfinite(value)):
+        wanted = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
+        raise InputError(f"{family} needs {name} to be {wanted[type(default)]} such as {default!r}, got {value!r}")
+    return value
 
 
 def default_of(cls: type[Basis], setting: str) -> Any:
@@ -218,9 +235,6 @@ class KanKind(Kind):
 
     def build(self, gene: LayerGene, site: Site) -> nn.Module:
         options: dict[str, Any] = dict(gene.options)
-        conv_groups = site.conv.groups if site.conv else 1
-        if options["combine"] == "concat" and (site.features_out < len(gene.families) or conv_groups > 1):
-            options["combine"] = "sum"  # outputs that cannot be shared out are served by all
         if site.kind == "conv":
             return KANConv2d(site.in_features, site.features_out, **_conv(site), families=_families(gene), **options)
         return KANLinear(site.in_features, site.features_out, _families(gene), **options)
@@ -244,6 +258,14 @@ class AFKind(Kind):
         "order": (3, 2),
     }
     families = (0, 0)
+
+    def check_option(self, name: str, value: Any) -> None:
+        super().check_option(name, value)
+        least = {"grid": 1, "order": 0}
+        if name in least and not least[name] <= value <= MOST_FUNCTIONS:
+            raise InputError(
+                f"af needs {name} to be a whole number from {least[name]} to {MOST_FUNCTIONS}, got {value}"
+            )
 
     def build(self, gene: LayerGene, site: Site) -> nn.Module:
         options: dict[str, Any] = dict(gene.options)
@@ -280,10 +302,10 @@ class SelectableKind(Kind):
 
 
 class NodeKind(Kind):
-    """An ordinary map behind a learnable activation; at `norm_act` and `act` sites the activation alone."""
+    """An ordinary map behind a learnable activation; at `norm_act` sites the norm and the activation alone."""
 
     name = "node"
-    sites = frozenset({"linear", "conv", "norm_act", "act"})
+    sites = frozenset({"linear", "conv", "norm_act"})
     options = {
         "normalizer": ("layer", *(n for n in NORMALIZERS if n != "layer")),
         "sharing": tuple(reversed(SHARING)),
@@ -307,11 +329,7 @@ class NodeKind(Kind):
             assert site.conv is not None
             return NodeConv2d(site.in_features, site.features_out, site.conv, family, **options)
         del options["post"]
-        if site.kind == "act":
-            options["normalizer"] = "none"
-        return NormActivation(
-            site.in_features, family, layout=site.layout, activation=site.activation or site.kind == "act", **options
-        )
+        return NormActivation(site.in_features, family, layout=site.layout, activation=site.activation, **options)
 
     def planes(self, gene: LayerGene) -> int:
         return _sizes(gene) + 2

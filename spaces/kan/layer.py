@@ -50,7 +50,8 @@ class KANLayer(nn.Module):
         families: one or more basis families, see `Family`.
         normalizer: what brings inputs where the bases are alive; the base branch gets them as they are.
         base: activation of the base branch, or `none`.
-        combine: how the families' outputs become one, see `COMBINATIONS`.
+        combine: how the families' outputs become one, see `COMBINATIONS`; with fewer outputs than families, or in
+            groups, `concat` is `sum`.
         post: norm of the output: `none`, `layer` or `batch`.
         recompute: compute the bases again in the backward pass, and keep the inputs alone until then.
 
@@ -71,6 +72,8 @@ class KANLayer(nn.Module):
     ) -> None:
         super().__init__()
         _check_names(base, combine, post)
+        if combine == "concat" and (mixing.outputs < len(families) or mixing.groups > 1):
+            combine = "sum"  # outputs that cannot be shared out are served by all
         self.mixing, self.base, self.combine, self.recompute = mixing, base, combine, recompute
         self.normalizer = make_normalizer(normalizer, mixing.inputs)
         self._reach = reach_of(normalizer)
@@ -104,13 +107,7 @@ class KANLayer(nn.Module):
 
     def _shares(self, families: int) -> list[int]:
         """How many outputs each family serves in a concatenation."""
-        outputs = self.mixing.outputs
-        if outputs < families or self.mixing.groups > 1:
-            raise InputError(
-                f"concat shares out the outputs among {families} families: it needs at least as many outputs, and "
-                f"groups=1, got {outputs} outputs and groups={self.mixing.groups}"
-            )
-        return [(outputs + m) // families for m in range(families)]
+        return [(self.mixing.outputs + m) // families for m in range(families)]
 
     def _products(self, u: Tensor, x: Tensor) -> list[Tensor]:
         """What each product mixes, (..., planes, I), from normalized inputs and inputs as they are."""
@@ -155,22 +152,24 @@ class KANLayer(nn.Module):
         rho = torch.cat([basis.relative_std() for basis in bases])
         return torch.cat([rho, torch.ones(planes - len(rho))])
 
-    def _features(self, x: Tensor) -> list[Tensor]:
+    def _features(self, u: Tensor, x: Tensor) -> list[Tensor]:
         """(..., planes * I) of each product, in float32 at least."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            return [planes.flatten(-2) for planes in self._products(self.normalizer(x), x)]
+            return [planes.flatten(-2) for planes in self._products(u, x)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) to (..., O), in x's dtype; under autocast in its dtype."""
         if x.shape[-1] != self.mixing.inputs:
             raise InputError(f"expected {self.mixing.inputs} features in the last axis, got shape {tuple(x.shape)}")
-        if self.recompute and x.requires_grad and not torch.compiler.is_compiling():
-            return self.post(checkpoint(self._mixed, x, use_reentrant=False))
-        return self.post(self._mixed(x))
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            u = self.normalizer(x)  # once, also where the rest is computed again: it may follow statistics
+        if self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self.post(checkpoint(self._mixed, u, x, use_reentrant=False))
+        return self.post(self._mixed(u, x))
 
-    def _mixed(self, x: Tensor) -> Tensor:
-        features = [f.to(w.dtype) for f, w in zip(self._features(x), self.weights, strict=True)]
+    def _mixed(self, u: Tensor, x: Tensor) -> Tensor:
+        features = [f.to(w.dtype) for f, w in zip(self._features(u, x), self.weights, strict=True)]
         if self.combine not in FORMS:
             return self.mixing(features[0], self.weights[0], self.bias)
         ys = [self.mixing(f, w) for f, w in zip(features, self.weights, strict=True)]

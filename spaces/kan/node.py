@@ -16,6 +16,9 @@ from normact.spaces.layer import ChannelAffine, check_shape
 from normact.spaces.moments import Layout
 from normact.spaces.site import Conv
 
+NORM_ALONE = {"layer_tanh": "layer", "batch_tanh": "batch", "tanh": "none", "clamp": "none"}
+"""What is left of a normalizer where no activation follows that would need its bounds."""
+
 SHARING = ("layer", "channel")
 """Whether all channels have one function, or each its own."""
 
@@ -166,6 +169,8 @@ class NormActivation(nn.Module):
     ) -> None:
         super().__init__()
         self.features, self.layout = features, layout
+        if not activation:
+            normalizer = NORM_ALONE.get(normalizer, normalizer)
         self.normalizer = make_normalizer(normalizer, features)
         self.activation: Callable[[Tensor], Tensor] = nn.Identity()
         if activation:

@@ -264,7 +264,7 @@ def prune_model(model: nn.Module) -> nn.Module:
         return model.prune()
     pruned: dict[nn.Module, nn.Module] = {}  # a layer in two places stays one
     for module in list(model.modules()):
-        for name, child in module.named_children():
+        for name, child in list(module._modules.items()):  # `named_children` leaves out a second name of one
             if isinstance(child, SelectableKANLayer):
                 setattr(module, name, pruned.setdefault(child, child.prune()))
     return model

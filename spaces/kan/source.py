@@ -119,6 +119,7 @@ def _tables(genes: Sequence[LayerGene]) -> dict[str, set[str]]:
     kept["BASE_ACTIVATIONS"] -= {"none"}
     kept["FORMS"] &= set(FORMS)
     kept["BOUNDED"] &= BOUNDED
+    kept["NORMALIZERS"] |= {node.NORM_ALONE.get(name, name) for name in kept["NORMALIZERS"]}
     return kept
 
 
@@ -132,6 +133,8 @@ def _settled(genes: Sequence[LayerGene], site: str) -> dict[str, set[object]]:
     for name in ("combine", "base"):
         if values := {value for gene in genes for value in _values(gene, [name])}:
             found[name] = values
+    if "concat" in found.get("combine", ()):
+        found["combine"] |= {"sum"}  # which it is where outputs cannot be shared out
     return found | ({"conv": {None}} if site == "linear" else {})
 
 

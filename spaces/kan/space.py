@@ -114,7 +114,7 @@ class KanSpace(Space[KanCandidate]):
 
     @property
     def site_kinds(self) -> frozenset[str]:
-        return frozenset({"norm_act", "act"} if self.site == "norm_act" else {self.site})
+        return frozenset({self.site})
 
     @property
     def layouts(self) -> tuple[str, ...]:
@@ -167,12 +167,12 @@ class KanSpace(Space[KanCandidate]):
         return text.to_json(candidate)
 
     def from_json(self, data: Any) -> KanCandidate:
-        return _checked(text.from_json(data))
+        return self._checked(text.from_json(data))
 
     def parse(self, text_: str) -> KanCandidate:
         """A baseline's name, or layers as text: `kan(gaussian(grid=8)); node(rational)`."""
         known = self.baselines()
-        return known[text_] if text_ in known else _checked(text.read(text_))
+        return known[text_] if text_ in known else self._checked(text.read(text_))
 
     def describe(self, candidate: KanCandidate) -> str:
         return text.write(candidate)
@@ -193,7 +193,7 @@ class KanSpace(Space[KanCandidate]):
         fixed = FamilyGene("graph", (("expression", "silu(x)"),))
         found = {"mlp": LayerGene("node", (fixed,), (("normalizer", "batch" if of_norm_act else "none"),))}
         minmax = (("normalizer", "minmax"),)
-        for family in map(FamilyGene, self.menu.families):
+        for family in map(FamilyGene, BASES):
             if family.name == "graph":
                 continue
             if of_norm_act:
@@ -204,7 +204,19 @@ class KanSpace(Space[KanCandidate]):
                 found[f"{family.name}_minmax"] = LayerGene("kan", (family,), minmax)
         if not of_norm_act:
             found |= {"af_kan": LayerGene("af"), "af_kan_minmax": LayerGene("af", (), minmax)}
-        return {name: _checked(KanCandidate((gene,))) for name, gene in found.items()}
+        return {name: self._checked(KanCandidate((gene,))) for name, gene in found.items()}
+
+    def _checked(self, candidate: KanCandidate) -> KanCandidate:
+        """The candidate complete: each gene with its defaults, and as many genes as the space has layers.
+
+        Raises:
+            InputError: a gene that cannot be, or more of them than the space has layers.
+        """
+        count = len(candidate.layers)
+        if count > self.layers:
+            raise InputError(f"the candidate has {count} layers, the space {self.layers}; give space.layers={count}")
+        genes = [find_kind(gene.kind).completed(gene) for gene in candidate.layers]
+        return KanCandidate(tuple(genes + genes[-1:] * (self.layers - count)))
 
     def probe_sites(self) -> Sequence[Site]:
         """One for each gene and layout, of a width that groups of channels divide."""
@@ -238,15 +250,6 @@ def _menu_of_options(kind: str, wanted: Options) -> dict[str, Sequence[Any]]:
         for value in values:
             find_kind(kind).check_option(name, value)
     return {name: tuple(wanted.get(name, values)) for name, values in options.items()}
-
-
-def _checked(candidate: KanCandidate) -> KanCandidate:
-    return KanCandidate(tuple(_completed(gene) for gene in candidate.layers))
-
-
-@functools.lru_cache(maxsize=4096)
-def _completed(gene: LayerGene) -> LayerGene:
-    return find_kind(gene.kind).completed(gene)
 
 
 def _parameters(gene: LayerGene, site: Site) -> int:

@@ -195,7 +195,7 @@ def test_a_single_input(family, normalizer):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bases_are_in_float32_under_autocast(family):
     layer, x = a_layer(family), torch.randn(5, 3)
-    mixed = layer._features(x)[0]
+    mixed = layer._features(layer.normalizer(x), x)[0]
     weight, bias = layer.weights[0], layer.bias
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)

@@ -102,7 +102,7 @@ def test_a_crossover_of_equals_is_the_same(seed):
 
 def test_a_crossover_takes_each_layer_s_kind_from_a_parent():
     rng = np.random.default_rng(3)
-    a, b = space().parse("kan(gaussian); kan(gaussian)"), space().parse("node(rational); node(rational)")
+    a, b = space().parse("kan(gaussian)"), space().parse("node(rational)")
     kinds = {tuple(gene.kind for gene in space().crossover(a, b, rng).layers) for _ in range(60)}
     assert kinds == {("kan", "kan"), ("kan", "node"), ("node", "kan"), ("node", "node")}
 
@@ -340,3 +340,60 @@ def test_outputs_that_cannot_be_shared_out_are_served_by_all_families():
     one = space().build(candidate, Site("linear", 0, 4, 1, layout="NC"))
     assert one.combine == "sum" and one(torch.zeros(3, 4)).shape == (3, 1)
     assert space().build(candidate, Site("linear", 0, 4, 2, layout="NC")).combine == "concat"
+
+
+def test_more_genes_than_layers_are_refused_and_fewer_are_filled_up():
+    with pytest.raises(InputError, match=r"has 3 layers, the space 2; give space\.layers=3"):
+        space().parse("kan(gaussian); kan(gaussian); kan(bspline)")
+    assert space().parse("kan(gaussian)") == space().parse("kan(gaussian); kan(gaussian)")
+
+
+def test_a_mutation_of_a_baseline_keeps_the_other_layer():
+    parent, rng = space().baselines()["gaussian"], np.random.default_rng(0)
+    children = [space().mutate(parent, rng) for _ in range(30)]
+    assert all(sum(a != b for a, b in zip(parent.layers, child.layers, strict=True)) == 1 for child in children)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kan(gaussian(grid=8.0))", "gaussian needs grid to be a whole number such as 8, got 8.0"),
+        ("kan(gaussian(grid=True))", "got True"),
+        ("kan(jacobi(alpha=nan))", "jacobi needs alpha to be a finite number such as 1.0, got 'nan'"),
+        ("kan(graph(expression=5))", "graph needs expression to be a text"),
+        ("kan(rational(start=7))", "rational needs start to be a text"),
+        ("af(grid=0)", "af needs grid to be a whole number from 1 to 4096, got 0"),
+        ("af(order=-1)", "af needs order to be a whole number from 0 to 4096, got -1"),
+    ],
+)
+def test_values_of_another_type_are_refused(text, said):
+    with pytest.raises(InputError) as problem:
+        space().parse(text)
+    assert said in str(problem.value)
+
+
+def test_equal_numbers_of_two_types_are_one_candidate():
+    a, b = (space().parse(f"kan(jacobi(alpha={alpha}))") for alpha in ("2", "2.0"))
+    assert a == b and space().key(a) == space().key(b)
+
+
+def test_what_parameters_start_from_tells_candidates_apart():
+    def print_of(text):
+        return fingerprint(functools.partial(space().build, space().parse(text)), space().probe_sites())
+
+    pairs = [("kan(rational(start=silu))", "kan(rational(start=identity))"), ("af(grid=3)", "af(grid=4, order=2)")]
+    for a, b in pairs:
+        assert print_of(a) != print_of(b)
+        assert print_of(a) == print_of(a)
+
+
+def test_a_searched_concatenation_is_exported_with_one_output_too():
+    candidate = space().parse("kan(gaussian, bspline, combine=concat)")
+    scope = {}
+    exec(space().source(candidate, "layer"), scope)
+    site = Site("linear", 1, 8, 1, layout="NC")
+    ours = space().build(candidate, site).double()
+    theirs = scope["layer"](**space().source_arguments(site)).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(5, 8, dtype=torch.float64)
+    torch.testing.assert_close(theirs(x), ours(x))
