@@ -7,11 +7,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
+from normact.launch.checks import Check, failures, run_checks, table
 from normact.launch.guard import theirs
 from normact.launch.setting import Setting
 from normact.search.evaluate import Evaluator
@@ -64,6 +66,12 @@ def export(space: Space, candidate: Any, name: str, path: Path, note: str) -> fl
 
 def load_factory(path: Path, name: str) -> Callable[..., nn.Module]:
     """The factory function of a file that was just written by `export`."""
+    factory: Callable[..., nn.Module] = getattr(imported(path, name), name)
+    return factory
+
+
+def imported(path: Path, name: str) -> ModuleType:
+    """The module of a file that was just written; `sys.modules` is as it was."""
     spec = importlib.util.spec_from_file_location(f"normact_export_{name}", path)
     assert spec and spec.loader
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
@@ -71,8 +79,7 @@ def load_factory(path: Path, name: str) -> Callable[..., nn.Module]:
         spec.loader.exec_module(module)
     finally:
         del sys.modules[spec.name]
-    factory: Callable[..., nn.Module] = getattr(module, name)
-    return factory
+    return module
 
 
 def compare(space: Space, candidate: Any, factory: Callable[..., nn.Module]) -> float:
@@ -166,3 +173,26 @@ def write_export(
     note = note_of(history, number, evaluator.task.objective(), folder.name, versions)
     difference = export(space, candidate, name, path, note)
     setting.say(f"exported #{number} to {path}: outputs and gradients within {difference:.1g} of the searched layer's")
+    checks = check_file(space, candidate, name, path)
+    if failed := failures(checks):
+        path.write_text(space.source(candidate, name, "\n".join([note, "", *failed])))
+    for line in table(checks):
+        setting.say(line)
+
+
+def check_file(space: Space, candidate: Any, name: str, path: Path) -> list[Check]:
+    """What is checked of an exported file, at the first probe site; see `checks`."""
+    site = space.probe_sites()[0]
+    module = imported(path, name)
+    state = _moved(space.build(candidate, site)).state_dict()
+
+    def make() -> nn.Module:
+        made: nn.Module = getattr(module, name)(**space.source_arguments(site))
+        made.load_state_dict(state)
+        return made
+
+    sys.modules[module.__name__] = module  # a pickle names it
+    try:
+        return run_checks(make, probe_batch(site, 0)[0])
+    finally:
+        del sys.modules[module.__name__]
