@@ -95,6 +95,9 @@ def _explained(problem: Exception, search_path: list[str], overrides: Sequence[s
         GlobalHydra.instance().clear()
         with initialize_config_module("normact.conf", version_base="1.3"):
             known = _settings([*search_path, *_choices(overrides)]) or _settings(search_path)
+        if match[1] in known:
+            how = f"+{match[1]}.NAME.SETTING=[...]"
+            return InputError(f"{match[1]} is a section that takes new entries with a plus: {how}")
         close = difflib.get_close_matches(match[1], known, n=1, cutoff=0.5)
         nearest = f"; the nearest is {close[0]!r}" if close else ""
         return InputError(f"there is no setting {match[1]!r}{nearest}; `normact search --dry-run` prints all of them")

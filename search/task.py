@@ -22,6 +22,7 @@ from normact.search.training import (
     loss_of,
     outputs_of,
     restimate_statistics,
+    running_kept,
 )
 from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.site import Site
@@ -256,8 +257,10 @@ class Task:
         """Values by objective, on the validation examples or others, with running statistics re-estimated."""
         if examples is None:
             examples = self.splits.validation
-        restimate_statistics(training.model, self._statistics_examples, self.recipe.batch_size)
-        measured = Measured(outputs_of(training.model, examples.x), examples.y, training, self.data.target_unit)
+        with running_kept(training.model):
+            restimate_statistics(training.model, self._statistics_examples, self.recipe.batch_size)
+            outputs = outputs_of(training.model, examples.x)
+        measured = Measured(outputs, examples.y, training, self.data.target_unit)
         return {name: measure.value(measured) for name, measure in self.measures.items()}
 
 

@@ -234,6 +234,21 @@ def shuffled_batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
         yield from (order[i : i + size] for i in range(0, count - size + 1, size))
 
 
+@contextmanager
+def running_kept(model: nn.Module) -> Iterator[None]:
+    """Inside, running values may be re-estimated; those that a training itself uses are then as they were.
+
+    Most norms train on a batch's own statistics. One that trains on running ones says `trains_on_running`.
+    """
+    buffers = [b for m in model.modules() if getattr(m, "trains_on_running", False) for b in m.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
+
 @torch.no_grad()
 def restimate_statistics(model: nn.Module, examples: Split, batch_size: int) -> None:
     """Set running statistics to their mean over the first few training batches, always the same.

@@ -36,6 +36,7 @@ class Basis(nn.Module, ABC):
     name: ClassVar[str] = ""
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     bounded: ClassVar[bool] = False
+    kept: ClassVar[int] = 1  # tensors of the planes' size that autograd keeps, for estimates of memory
     fixed_starts: ClassVar[Sequence[str] | bool] = True  # what the parameters start from is part of the function
 
     def __init__(self, features: int, size: int, reach: float = WIDE) -> None:

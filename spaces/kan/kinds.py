@@ -188,8 +188,9 @@ def size_of(family: FamilyGene, normalizer: str) -> int:
     return make_basis(family.family, 8, normalizer).size
 
 
-def _sizes(gene: LayerGene) -> int:
-    return sum(size_of(family, gene.option("normalizer")) for family in gene.families)
+def _kept(gene: LayerGene) -> int:
+    """Values an input that the families of a gene keep for the backward pass."""
+    return sum(size_of(f, gene.option("normalizer")) * find_basis(f.name).kept for f in gene.families)
 
 
 def _families(gene: LayerGene) -> list[tuple[str, dict[str, Any]]]:
@@ -240,7 +241,7 @@ class KanKind(Kind):
         return KANLinear(site.in_features, site.features_out, _families(gene), **options)
 
     def planes(self, gene: LayerGene) -> int:
-        return _sizes(gene) + (gene.option("base") != "none")
+        return _kept(gene) + (gene.option("base") != "none")
 
 
 class AFKind(Kind):
@@ -298,7 +299,7 @@ class SelectableKind(Kind):
         return SelectableKANLinear(site.in_features, site.features_out, _families(gene), **options)
 
     def planes(self, gene: LayerGene) -> int:
-        return _sizes(gene) + 1
+        return _kept(gene) + 1
 
 
 class NodeKind(Kind):
@@ -332,7 +333,7 @@ class NodeKind(Kind):
         return NormActivation(site.in_features, family, layout=site.layout, activation=site.activation, **options)
 
     def planes(self, gene: LayerGene) -> int:
-        return _sizes(gene) + 2
+        return _kept(gene) + 2
 
 
 def _with(options: Settings, name: str, value: Any) -> Settings:
@@ -370,8 +371,8 @@ def menu_of_families(names: Sequence[str], settings: Mapping[str, Options]) -> d
         for key, values in own.items():
             if key not in cls.choices:
                 raise unknown_name(f"setting of {name}", key, cls.choices)
-            if not values:
-                raise InputError(f"settings.{name}.{key} is empty; name at least one value")
+            if not isinstance(values, list | tuple) or not values:
+                raise InputError(f"settings.{name}.{key} must be a list of at least one value, got {values!r}")
         menu[name] = {key: tuple(own.get(key, choices)) for key, choices in cls.choices.items()}
         for key, values in menu[name].items():
             for value in values:

@@ -58,6 +58,7 @@ class MinMax(nn.Module):
         momentum: weight of a new batch's values.
     """
 
+    trains_on_running = True  # so that whoever re-estimates them in between has to put them back
     running_min: Tensor
     running_max: Tensor
     batches: Tensor

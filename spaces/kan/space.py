@@ -243,10 +243,9 @@ def _menu_of_options(kind: str, wanted: Options) -> dict[str, Sequence[Any]]:
     for name, values in wanted.items():
         if name not in options:
             raise unknown_name(f"option of {kind}", name, options)
-        if not values:
-            raise InputError(
-                f"options.{kind}.{name} is empty; name at least one of {', '.join(map(str, options[name]))}"
-            )
+        if not isinstance(values, list | tuple) or not values:
+            known = ", ".join(map(str, options[name]))
+            raise InputError(f"options.{kind}.{name} must be a list of at least one of {known}, got {values!r}")
         for value in values:
             find_kind(kind).check_option(name, value)
     return {name: tuple(wanted.get(name, values)) for name, values in options.items()}

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from normact.search.anchors import PreActResNet, Sites, TokenNet
-from normact.search.data import FunctionData, Split, TensorData
+from normact.search.anchors import KanNet, PreActResNet, Sites, TokenNet
+from normact.search.data import Digits, FunctionData, Split, TensorData
 from normact.search.task import RMSE, Accuracy, Measured, Task, TrainingLoss, ValidationLoss
 from normact.search.training import Recipe, outputs_of
-from normact.spaces import GraphSpace, InputError, Site
+from normact.spaces import GraphSpace, InputError, KanSpace, Site
 from tests.tasks import ModuleSpace, blobs, layer, small_task
 from tests.toy import ToySpace
 
@@ -214,3 +214,18 @@ def test_a_space_that_meets_all_anchors_passes():
     anchors = {"net": PreActResNet(2, 3), "tokens": TokenNet(2, 6, 3)}
     small_task(anchors=anchors).check_meets(GraphSpace(["add", "max", "batch_mean"], nodes=4))
     small_task(anchors={"net": linear_net}).check_meets(ToySpace())
+
+
+def test_a_look_in_between_leaves_running_values_that_a_training_uses():
+    """`minmax` normalizes by running values in training too: what gates measure may not move them."""
+    space = KanSpace()
+    candidate = space.parse("kan(gaussian, normalizer=minmax)")
+    task = Task(Digits(), {"kan": KanNet(64, [8], 10)}, Recipe(steps=6, optimizer="adamw", lr=0.01), [ValidationLoss()])
+    losses = []
+    for looks in ((), (2, 4)):
+        training = task.start("kan", lambda site: space.build(candidate, site), 0)
+        for step in (*looks, 6):
+            training.run_to(step)
+            task.measure(training)
+        losses.append(training.losses)
+    assert losses[0] == losses[1]

@@ -25,6 +25,7 @@ class Graph(Basis):
     """
 
     name = "graph"
+    kept = 4
     choices = {"expression": ("silu(x)", "gelu(x)", "max(x, zero)")}
 
     def __init__(self, features: int, reach: float = WIDE, expression: str = "silu(x)") -> None:

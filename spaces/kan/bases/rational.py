@@ -39,6 +39,7 @@ class Rational(Basis):
     """
 
     name = "rational"
+    kept = 9
     choices = {"groups": (1, 8), "start": STARTS, "above": (5,), "below": (2, 4)}
     group: Tensor
 
