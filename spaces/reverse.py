@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 
 from normact.spaces.lowering import SCALED, Lowered, Step, Value
@@ -70,6 +71,19 @@ def over_memory(steps: Sequence[Step], keep: Collection[str], printed: Print) ->
     return lines
 
 
+def let_go(lines: Sequence[str], names: Collection[str], keep: Collection[str]) -> list[str]:
+    """Lines with a `del` after the last use of each of these names, unless it is kept."""
+    used = [set(re.findall(r"\b[A-Za-z_]\w*", line)) & set(names) - set(keep) for line in lines]
+    found = []
+    for number, line in enumerate(lines):
+        found.append(line)
+        if done := sorted(used[number] - set().union(*used[number + 1 :])):
+            found.append(f"del {', '.join(done)}")
+    if found and found[-1].startswith("del "):
+        found.pop()  # the function ends here
+    return found
+
+
 def _over(step: Step, dead: list[Value]) -> str:
     first, *others = step.args
     if step.op == SCALED and first in dead:
@@ -108,7 +122,13 @@ class Reverse:
         if (d_x := self.grads["x"]) not in self.own:
             self.grads["x"] = self._line("d_x", f"{d_x}.clone()")  # the moments' part is added to it
         found = [self.grads.get(name, "None") for name in ("x", *(c.name for c in lowered.coefficients()))]
+        self.lines = let_go(self.lines, self._tensors(), found)
         self.lines.append(f"return {', '.join(found)}" if len(found) > 1 else f"return ({found[0]},)")
+
+    def _tensors(self) -> set[str]:
+        """Names of whole tensors that are made on the way back."""
+        full = {step.target.name for step in self.steps}
+        return {f"{before}{name}" for name in full for before in ("", "d_", "part_")}
 
     def _wanted(self) -> set[str]:
         """Full values that gradients are computed from."""
