@@ -237,7 +237,7 @@ class Computation:
                 lines += self.rooted(step)
             else:
                 lines.append(f"{step.target.name} = {self.body.expression(step)}")
-        return lines
+        return [unused_as_underscore(line, lines) for line in lines]
 
     def inputs(self) -> list[str]:
         """The lines that shape vectors and `zero`."""
@@ -401,6 +401,14 @@ class Computation:
         if mean:
             lines.append(f"d_x.add_({mean} / count)")
         return lines
+
+
+def unused_as_underscore(line: str, lines: list[str]) -> str:
+    """The line without the name of a mean that no line uses."""
+    found = re.match(r"( *)(\w+_mean), (\w+_var\b.*)", line)
+    if found is None or any(re.search(rf"\b{found[2]}\b", other) for other in lines if other != line):
+        return line
+    return f"{found[1]}_, {found[3]}"
 
 
 def as_tuple(names: list[str]) -> str:

@@ -106,6 +106,9 @@ def plane_mean_var(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     if not axes:
         return x, torch.zeros_like(x)
     if torch.compiler.is_compiling():
+        if axis > 1:  # channels last: the compiler has one pass for this
+            var, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+            return mean, var
         # One pass, around the mean of the first positions: a sixty-fourth of them, so by Cauchy and Schwarz its square
         # distance to the mean is at most 64 variances, and the difference below loses at most two digits.
         near = x.narrow(axes[0], 0, 1 + x.shape[axes[0]] // 64).detach().mean(axes, keepdim=True)

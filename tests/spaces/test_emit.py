@@ -109,7 +109,7 @@ def run_apart(cases, folder):
     return torch.load(folder / "results.pt")
 
 
-def assert_equal(got, expected, what, known_error=0.0, least=0.0):
+def assert_equal(got, expected, what, known_error=0.0, least=0.0, slack=1):
     """To 1e-10 in float64 and 1e-5 in float32, relative to the expected tensor's root mean square.
 
     `known_error`: that of the interpreter itself in the same precision. `least`: of the root mean square.
@@ -119,24 +119,26 @@ def assert_equal(got, expected, what, known_error=0.0, least=0.0):
         assert got.shape == expected.shape, what
         assert got.dtype == expected.dtype, what
         rms = max(expected.double().square().mean().sqrt().item(), least)
+        if slack > 1 and expected.numel():  # random layers have heavy tails
+            rms = max(rms, expected.abs().max().item())
         worst = (got.double() - expected.double()).abs().max().item()
-        tolerance = 1e-10 if expected.dtype == torch.float64 else 1e-5
-        assert worst <= tolerance * rms + known_error, f"{what}: {worst:.3g} off, RMS {rms:.3g}"
+        tolerance = slack * (1e-10 if expected.dtype == torch.float64 else 1e-5)
+        assert worst <= tolerance * rms + slack * known_error, f"{what}: {worst:.3g} off, RMS {rms:.3g}"
 
 
 def off(a, b):
     return 0.0 if a is None or not a.numel() else (a.double() - b.double()).abs().max().item()
 
 
-def assert_same_response(got, expected, exact, what):
+def assert_same_response(got, expected, exact, what, slack=1):
     for number, (ours, theirs, wanted) in enumerate(zip(*(r["phases"] for r in (got, expected, exact)), strict=True)):
         assert ours.keys() == theirs.keys(), what
         for name in theirs:
             error = off(theirs[name], wanted[name])
             right = None if theirs[name] is None else wanted[name].to(theirs[name].dtype)
-            # A small gradient of x is a difference of terms as large as the cotangents, which are of size 1.
-            least = 1.0 if name == "x" and right is not None and right.dtype == torch.float32 else 0.0
-            assert_equal(ours[name], right, f"{what}, phase {number}, {name}", error, least)
+            # A small gradient is a difference of terms as large as the cotangents, which are of size 1.
+            least = 0.0 if name == "y" else 1.0
+            assert_equal(ours[name], right, f"{what}, phase {number}, {name}", error, least, slack)
     assert got["state"].keys() == expected["state"].keys(), what
     for name, tensor in expected["state"].items():
         assert_equal(got["state"][name], tensor, f"{what}, state {name}")
@@ -149,7 +151,7 @@ def exact_response(graph, layout, case, runner):
     return runner.respond(module, [(x.double(), cotangent.double()) for x, cotangent in case["batches"]])
 
 
-def compare_apart(graphs, layouts, dtype, folder, runner):
+def compare_apart(graphs, layouts, dtype, folder, runner, slack=1):
     """Every graph at every layout: the printed one in a process without normact, ours here."""
     cases, expected, exact, what = [], [], [], []
     for graph in graphs:
@@ -163,7 +165,7 @@ def compare_apart(graphs, layouts, dtype, folder, runner):
     results = run_apart(cases, folder)
     assert len(results) == len(cases)
     for responses in zip(results, expected, exact, what, strict=True):
-        assert_same_response(*responses)
+        assert_same_response(*responses, slack)
     return len(results)
 
 
@@ -203,8 +205,10 @@ def test_random_survivors_printed_equal_the_graph_layer_without_normact(preset, 
         graph = space.whole(space.sample(rng))
         if all(survives(graph, layout, torch.float32, runner) for layout in space.layouts):
             found[graph.key()] = graph
-    count = compare_apart(found.values(), lambda graph: space.layouts, torch.float32, tmp_path, runner)
-    assert count == 600
+    for dtype in (torch.float64, torch.float32):
+        # Random layers magnify rounding errors (quotients near zero): they may be ten times as large.
+        count = compare_apart(found.values(), lambda graph: space.layouts, dtype, tmp_path, runner, slack=10)
+        assert count == 600
     sources = {f"layer_{number}": emit(graph, f"layer_{number}") for number, graph in enumerate(found.values())}
     assert_well_written(sources, tmp_path)
 

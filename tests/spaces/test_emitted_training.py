@@ -127,3 +127,17 @@ def test_two_processes_take_the_statistics_of_both_shares(name, tmp_path):
         torch.testing.assert_close(found[0]["grads"][key] + found[1]["grads"][key], parameter.grad)
     for f in found:
         torch.testing.assert_close(f["state"], dict(reference.state_dict()))
+
+
+def test_compiled_variances_keep_their_digits_far_from_zero():
+    namespace = {"__name__": "layer"}
+    exec(compile(emit(named("evonorm_s0").graph, "layer"), "layer.py", "exec"), namespace)
+    x = torch.randn(2, 3, 40, 50, generator=torch.Generator().manual_seed(5)) * torch.tensor([1e-3, 1, 1e3]).view(
+        3, 1, 1
+    )
+    x += torch.tensor([1.0, 1000.0, 0.0]).view(3, 1, 1)
+    x[..., 0, 0] -= 30  # far out, among the entries that the pass is centred on
+    mean, var = torch.compile(namespace["plane_mean_var"], fullgraph=True)(x, 1)
+    exact_var, exact_mean = torch.var_mean(x.double(), (2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-6, atol=1e-3)
+    torch.testing.assert_close(var.double(), exact_var, rtol=1e-5, atol=0)
