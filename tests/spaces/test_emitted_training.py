@@ -131,10 +131,9 @@ def test_two_processes_take_the_statistics_of_both_shares(name, tmp_path):
 
 def test_compiled_variances_keep_their_digits_far_from_zero():
     namespace = {"__name__": "layer"}
-    exec(compile(emit(named("evonorm_s0").graph, "layer"), "layer.py", "exec"), namespace)
-    x = torch.randn(2, 3, 40, 50, generator=torch.Generator().manual_seed(5)) * torch.tensor([1e-3, 1, 1e3]).view(
-        3, 1, 1
-    )
+    exec(compile(emit(named("evonorm_s0").graph, "layer"), "compiled_layer.py", "exec"), namespace)
+    sizes = torch.tensor([1e-3, 1, 1e3]).view(3, 1, 1)
+    x = torch.randn(2, 3, 40, 50, generator=torch.Generator().manual_seed(5)) * sizes
     x += torch.tensor([1.0, 1000.0, 0.0]).view(3, 1, 1)
     x[..., 0, 0] -= 30  # far out, among the entries that the pass is centred on
     mean, var = torch.compile(namespace["plane_mean_var"], fullgraph=True)(x, 1)
