@@ -106,11 +106,12 @@ def _source(owner: nn.Module, edits: Edits, fixed: dict[str, object], training: 
         raise CannotRewriteError(f"its forward cannot be traced ({first_line(problem)})") from None
     finally:
         owner.training = before
+    given = {f"{name}_1": name for name in fixed}  # so fx calls an argument whose value it was given
     for node in graph.nodes:
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
             raise CannotRewriteError("its forward makes tensors of its own")
-        if node.op == "placeholder" and str(node.target).removesuffix("_1") in fixed:
-            node.target = str(node.target).removesuffix("_1")
+        if node.op == "placeholder":
+            node.target = given.get(str(node.target), node.target)
     _edit(graph, owner, dict(edits))
     code = graph.python_code("self")
     lines = [line.rstrip() for line in code.src.strip().splitlines()]
