@@ -1,9 +1,12 @@
 """Random graphs, and a registry that forgets the ops that tests add."""
 
+import importlib.util
+
 import pytest
 from hypothesis import strategies as st
 
 from normact.spaces import ACTIVATIONS, EVONORM_MOMENTS, EVONORM_POINTWISE, OPS, LayerGraph, Node
+from tests.spaces.emitted import RUNNER
 
 INPUTS = ("x", "zero", "v0", "v1", "s0.01", "v0_2")
 
@@ -45,3 +48,11 @@ def op_table():
     yield OPS
     OPS.clear()
     OPS.update(before)
+
+
+@pytest.fixture(scope="session")
+def runner():
+    spec = importlib.util.spec_from_file_location("run_emitted", RUNNER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,6 +1,5 @@
 """Printed layers: equal to what `GraphLayer` computes, standing alone, and fit to be read."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -15,23 +14,26 @@ from normact.launch.config import compose_config, space_of
 from normact.spaces import (
     ACTIVATIONS,
     CATALOGUE,
-    OPS,
     ChannelAffine,
     GraphLayer,
     InputError,
     LayerOptions,
-    Op,
     Site,
     emit,
     named,
     parse,
-    register,
 )
-from normact.spaces.moments import unusable
+from tests.spaces.emitted import (
+    FEATURES,
+    SHAPES,
+    assert_equal,
+    batches,
+    compare_apart,
+    disturbed,
+    layouts_of,
+    load,
+)
 
-RUNNER = Path(__file__).with_name("run_emitted.py")
-FEATURES = 12
-SHAPES = {"NCHW": (4, FEATURES, 3, 5), "NLC": (4, 5, FEATURES), "NC": (7, FEATURES)}
 BATCH_NORM = "add(mul(v1, div(add(x, neg(batch_mean(x))), batch_std(x))), v0)"
 MORE = [  # what the catalogue does not have: every moment, scalars, several buffers of a name, constants
     "add(batch_mean(x), add(batch_rms(x), batch_std(x)))",
@@ -46,127 +48,6 @@ MORE = [  # what the catalogue does not have: every moment, scalars, several buf
     "affine(instance_mean(x))",
     *(f"{name}(x)" for name in ACTIVATIONS),
 ]
-
-
-@pytest.fixture(scope="session")
-def runner():
-    spec = importlib.util.spec_from_file_location("run_emitted", RUNNER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def layouts_of(graph):
-    sets = {moment.index_set for node in graph.canonical.nodes if (moment := OPS[node.op].moment)}
-    return [layout for layout in SHAPES if not any(unusable(s, layout) for s in sets)]
-
-
-def batches(layout, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for k in range(3):
-        x = torch.randn(SHAPES[layout], generator=generator, dtype=torch.float64) * (1 + k) + 0.3 * k
-        found.append((x.to(dtype), torch.randn(SHAPES[layout], generator=generator).to(dtype)))
-    return found
-
-
-def disturbed(module, dtype):
-    """The module with parameters away from 0 and 1, so that none is idle."""
-    module = module.to(dtype)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.5 * torch.rand(parameter.shape, generator=generator).to(dtype))
-    return module
-
-
-def case_of(graph, module, layout, dtype, **arguments):
-    """What the other process needs: source, state before any batch, batches."""
-    name = arguments.pop("name", "layer")
-    source = arguments.pop("source", None) or emit(graph, name)
-    return {
-        "name": name,
-        "source": source,
-        "arguments": {"num_features": FEATURES, "layout": layout, "dtype": dtype, **arguments},
-        "state": {key: value.clone() for key, value in module.state_dict().items()},
-        "batches": batches(layout, dtype),
-    }
-
-
-def run_apart(cases, folder):
-    torch.save(cases, folder / "cases.pt")
-    command = [
-        sys.executable,
-        "-I",
-        "-W",
-        "error",
-        str(RUNNER),
-        str(folder / "cases.pt"),
-        str(folder / "results.pt"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return torch.load(folder / "results.pt")
-
-
-def assert_equal(got, expected, what, known_error=0.0, least=0.0, slack=1):
-    """To 1e-10 in float64 and 1e-5 in float32, relative to the expected tensor's root mean square.
-
-    `known_error`: that of the interpreter itself in the same precision. `least`: of the root mean square.
-    """
-    assert (got is None) == (expected is None), what
-    if got is not None:
-        assert got.shape == expected.shape, what
-        assert got.dtype == expected.dtype, what
-        rms = max(expected.double().square().mean().sqrt().item(), least)
-        if slack > 1 and expected.numel():  # random layers have heavy tails
-            rms = max(rms, expected.abs().max().item())
-        worst = (got.double() - expected.double()).abs().max().item()
-        tolerance = slack * (1e-10 if expected.dtype == torch.float64 else 1e-5)
-        assert worst <= tolerance * rms + slack * known_error, f"{what}: {worst:.3g} off, RMS {rms:.3g}"
-
-
-def off(a, b):
-    return 0.0 if a is None or not a.numel() else (a.double() - b.double()).abs().max().item()
-
-
-def assert_same_response(got, expected, exact, what, slack=1):
-    for number, (ours, theirs, wanted) in enumerate(zip(*(r["phases"] for r in (got, expected, exact)), strict=True)):
-        assert ours.keys() == theirs.keys(), what
-        for name in theirs:
-            error = off(theirs[name], wanted[name])
-            right = None if theirs[name] is None else wanted[name].to(theirs[name].dtype)
-            # A small gradient is a difference of terms as large as the cotangents, which are of size 1.
-            least = 0.0 if name == "y" else 1.0
-            assert_equal(ours[name], right, f"{what}, phase {number}, {name}", error, least, slack)
-    assert got["state"].keys() == expected["state"].keys(), what
-    for name, tensor in expected["state"].items():
-        assert_equal(got["state"][name], tensor, f"{what}, state {name}")
-
-
-def exact_response(graph, layout, case, runner):
-    """What the interpreter gives in float64."""
-    module = GraphLayer(graph, FEATURES, layout).double()
-    module.load_state_dict(case["state"])
-    return runner.respond(module, [(x.double(), cotangent.double()) for x, cotangent in case["batches"]])
-
-
-def compare_apart(graphs, layouts, dtype, folder, runner, slack=1):
-    """Every graph at every layout: the printed one in a process without normact, ours here."""
-    cases, expected, exact, what = [], [], [], []
-    for graph in graphs:
-        source = emit(graph, "layer")
-        for layout in layouts(graph):
-            module = disturbed(GraphLayer(graph, FEATURES, layout), dtype)
-            cases.append(case_of(graph, module, layout, dtype, source=source))
-            expected.append(runner.respond(module, cases[-1]["batches"]))
-            exact.append(exact_response(graph, layout, cases[-1], runner))
-            what.append(f"{graph} at {layout} in {dtype}")
-    results = run_apart(cases, folder)
-    assert len(results) == len(cases)
-    for responses in zip(results, expected, exact, what, strict=True):
-        assert_same_response(*responses, slack)
-    return len(results)
 
 
 KNOWN = [layer.graph for layer in CATALOGUE.values()] + [parse(text) for text in MORE]
@@ -258,12 +139,6 @@ def test_a_long_expression_in_the_docstring_can_be_read_back():
     graph = named("bn_crrelu").graph
     docstring = compile(emit(graph, "layer"), "f", "exec").co_consts[0]
     assert parse(docstring.split("expression: ")[1]) == graph.canonical
-
-
-def load(source, name="layer", **more):
-    namespace = {"__name__": name, **more}
-    exec(compile(source, f"{name}.py", "exec"), namespace)
-    return namespace[name]
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -417,124 +292,3 @@ def test_a_name_that_helpers_have_is_fine(name):
     graph = parse("affine(div(sqrt(x), log(add(v1, relu(batch_std(x))))))")
     x = torch.randn(SHAPES["NCHW"])
     assert_equal(load(emit(graph, name), name)(FEATURES)(x), GraphLayer(graph, FEATURES)(x), name)
-
-
-# -- ops of one's own ---------------------------------------------------------------------------------------
-
-
-def squeeze(a):
-    """Several lines, with a comment and a nested function."""
-    size = a.abs()  # a comment stays
-
-    def inner(b):
-        return b + 1
-
-    return a / inner(size)
-
-
-def with_default(a, slope=0.25):
-    return torch.where(a > 0, a, slope * a)
-
-
-def said_in_one_line(a, b):
-    return torch.nn.functional.softplus(a, beta=2.0) * b
-
-
-SCALE = 2.0
-
-
-def uses_a_global(a):
-    return a * SCALE
-
-
-def uses_numpy(a):
-    return a * float(np.pi)
-
-
-def widened(a):
-    return a.float()
-
-
-def div_1(a):
-    a = a + 1
-    return a * a
-
-
-def make_share():
-    def share(a):
-        a = a * 2
-        return a + 1
-
-    return share
-
-
-def make_other_share(k):
-    def share(a):
-        a = a * k
-        return a + 1
-
-    return share
-
-
-@pytest.mark.parametrize(
-    ("op", "text", "line"),
-    [
-        (Op("squeeze", 1, squeeze), "affine(squeeze(div(x, batch_std(x))))", "# a comment stays"),
-        (Op("bent", 1, with_default), "bent(group_std(x))", "def with_default(a, slope=0.25):"),
-        (Op("one_line", 2, said_in_one_line), "one_line(neg(x), v1)", "softplus(neg_1, beta=2.0) * v1"),
-        (Op("mine", 1, make_share()), "mul(mine(x), batch_std(x))", "def share_op(a):"),
-        (Op("like_a_local", 1, div_1), "div(like_a_local(x), v1)", "def div_1_op(a):"),
-    ],
-    ids=lambda value: value.name if isinstance(value, Op) else None,
-)
-def test_an_op_of_ones_own_is_printed_from_its_source(op_table, runner, tmp_path, op, text, line):
-    register(op)
-    graph = parse(text)
-    assert line in emit(graph, "layer")
-    assert compare_apart([graph], layouts_of, torch.float32, tmp_path, runner) == 3
-
-
-def test_an_op_that_widens_does_not_widen_the_layer(op_table):
-    register(Op("widened", 1, widened))
-    graph = parse("affine(add(widened(x), group_mean(x)))")
-    x = torch.randn(SHAPES["NCHW"]).bfloat16()
-    layer = load(emit(graph, "layer"))(FEATURES)
-    assert layer(x).dtype == GraphLayer(graph, FEATURES)(x).dtype == torch.bfloat16
-    assert torch.equal(layer(x), layer(x.float()).bfloat16())
-
-
-def test_functions_of_one_name_stay_apart(op_table):
-    def bump(a):
-        a = a + 1
-        return a * 2
-
-    first = bump
-
-    def bump(a):
-        a = a + 3
-        return a * 4
-
-    register(Op("first", 1, first))
-    register(Op("second", 1, bump))
-    layer = load(emit(parse("add(first(x), second(first(x)))"), "layer"))(3)
-    x = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(layer(x), (x + 1) * 2 + ((x + 1) * 2 + 3) * 4)
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (lambda a: a * 2, "op 'own' .*write it as a `def`"),
-        (uses_a_global, "op 'own' uses SCALE, which an exported file would lack"),
-        (uses_numpy, "op 'own' uses np, which an exported file would lack"),
-        (make_other_share(3), "op 'own' uses k, which an exported file would lack"),
-        (torch.relu, "op 'own' has no source to export"),
-        (load("def layer(a):\n    return a\n"), "op 'own' has no source to export"),
-    ],
-    ids=["lambda", "global", "numpy", "closure", "builtin", "no file"],
-)
-def test_an_op_that_cannot_stand_alone_is_refused(op_table, function, message):
-    register(Op("own", 1, function))
-    with pytest.raises(InputError, match=message) as error:
-        emit(parse("own(x)"), "layer")
-    assert "\n" not in str(error.value)
