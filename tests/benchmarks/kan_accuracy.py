@@ -77,7 +77,11 @@ def short(study: Study, part: str, starts: Sequence[str]) -> dict[str, float]:
     alone = ("gates=none", "controller=random", f"budget.proposals={len(starts)}")
     overrides = (*SPACE, *DATA, *recipe(SHORT), *alone)
     by_seed = [study.search(f"{part}_seed{seed}", overrides, starts, seed) for seed in (0, 1)]
-    accuracies = [{row["text"]: row["scores"].get("accuracy", 0.0) for row in rows} for rows in by_seed]
+    space = space_of(compose_config(SPACE))  # kept texts may be of a release that printed candidates shorter
+    accuracies = [
+        {space.describe(space.parse(row["text"])): row["scores"].get("accuracy", 0.0) for row in rows}
+        for rows in by_seed
+    ]
     return {text: float(np.mean([found[text] for found in accuracies])) for text in accuracies[0]}
 
 
