@@ -43,7 +43,7 @@ class Limits:
         screen_seconds: wall time of screening one candidate.
         train_seconds: wall time of training one candidate.
         job_seconds: how long a job should take; candidates are batched up to this by their measured cost.
-        batch: most candidates in a job.
+        batch: most candidates in a job; with 1, nothing about jobs depends on the clock.
     """
 
     screen_seconds: float = 20.0
