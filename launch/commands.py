@@ -18,6 +18,7 @@ from normact.launch.config import (
     check_device,
     check_meets,
     controller_of,
+    front_of,
     gates_of,
     in_worker,
     limits_of,
@@ -51,7 +52,7 @@ def search(setting: Setting, config: Config) -> int:
     evaluator = checked_evaluator(setting, config)
     check_rerank(config, evaluator.space)
     starts = starts_of(config, evaluator.space)
-    controller_of(config, evaluator.space, evaluator.task.objective(), starts)
+    controller_of(config, evaluator.space, front_of(config, evaluator.task), starts)
     pool = pool_of(config, in_worker(search_evaluator, config), setting.module_paths)
     with closing(pool), run_folder.create(folder, config) as ledger:
         origins = [[evaluator.space.to_json(start.candidate), start.origin] for start in starts]
@@ -165,7 +166,7 @@ def _search(
     """Run the engine and print what it found; False where Ctrl-C ended it."""
     console, space, objective = setting.console, evaluator.space, evaluator.task.objective()
     known = run_folder.check_fingerprints(ledger, space)
-    controller = controller_of(config, space, objective, starts)
+    controller = controller_of(config, space, front_of(config, evaluator.task), starts)
     engine = Engine(space, controller, ledger, pool, budget_of(config), objective, config["seed"], limits_of(config))
     again = engine.replay()
     if engine.funnel.proposals:
@@ -243,7 +244,7 @@ def dry_run(setting: Setting, config: Config) -> int:
     evaluator = checked_evaluator(setting, config)
     check_rerank(config, evaluator.space)
     starts = starts_of(config, evaluator.space)
-    controller_of(config, evaluator.space, evaluator.task.objective(), starts)
+    controller_of(config, evaluator.space, front_of(config, evaluator.task), starts)
     setting.console.file.write(yaml.safe_dump(config, sort_keys=False))
     minutes = config["budget"]["minutes"]
     workers = config["pool"].get("workers", 1)

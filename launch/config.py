@@ -213,14 +213,26 @@ def gates_of(config: Config) -> list[Gate]:
     return [_made(node, f"gate {name}", Gate) for name, node in config["gates"].items() if node]
 
 
-def controller_of(config: Config, space: Space, objective: Objective, starts: Sequence[Start]) -> Controller:
-    """The controller."""
+def front_of(config: Config, task: Task) -> list[Objective]:
+    """The objectives that the controller optimises: those in `front`, or the leading one.
+
+    Raises:
+        InputError: one that the task does not measure, or one named twice.
+    """
+    names = config.get("front") or [""]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"front={names} names {twice!r} twice; name each objective once")
+    return [task.objective(name) for name in names]
+
+
+def controller_of(config: Config, space: Space, objectives: Sequence[Objective], starts: Sequence[Start]) -> Controller:
+    """The controller, of the objectives of `front_of`."""
     partial = make(config["controller"], "controller")
     if not callable(partial):
         raise InputError("controller: its config needs `_partial_: true`, as it is made with the space at hand")
     with theirs("controller"):
         try:
-            controller = partial(space=space, objective=objective, seed=config["seed"], start_from=starts)
+            controller = partial(space=space, objectives=objectives, seed=config["seed"], start_from=starts)
         except (HydraException, TypeError) as problem:
             raise InputError(f"controller: {one_line(problem)}") from problem
     _check_class(controller, f"controller: {config['controller']['_target_']}", Controller)

@@ -66,7 +66,7 @@ _ROOT = {
     "rerank": _SECTION,
     "export": _SECTION,
 }
-_ROOT_OPTIONAL = {"anchor": _PARTS, "objective": _PARTS}  # an empty list leaves the group out
+_ROOT_OPTIONAL = {"anchor": _PARTS, "objective": _PARTS, "front": _TEXTS}  # an empty list leaves a group out
 _POOL_OPTIONAL = {
     "workers": _whole(1),
     "gpus_per_worker": _SHARE,

@@ -18,7 +18,7 @@ SPACE = GraphSpace([*EVONORM_POINTWISE, "batch_std", "instance_std"])
 
 def search(tmp_path, pool, clock, budget):
     with Ledger(tmp_path / "ledger.sqlite", create=True) as ledger:
-        engine = Engine(SPACE, RandomSearch(SPACE, LOSS, 0), ledger, pool, budget, LOSS, clock=clock)
+        engine = Engine(SPACE, RandomSearch(SPACE, [LOSS], 0), ledger, pool, budget, LOSS, clock=clock)
         engine.run()
         return engine.funnel, scored({n: o for n, o in History(ledger).outcomes.items() if o.same_as is None})
 

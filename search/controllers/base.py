@@ -33,11 +33,12 @@ class Controller(ABC):
 
     Args:
         space: what to propose from.
-        objective: what to be good at; scores come per anchor.
+        objectives: what to be good at, at least one; scores come per anchor.
         seed: of all proposals.
         start_from: proposed first, in order.
 
     Attributes:
+        objective: the first of the objectives.
         replayable: False where `replay` and `tell` cannot bring back the state exactly.
         history: what it needs when a run is resumed: so many of the latest accepted outcomes, where these alone
             change what it proposes; None for every proposal and outcome, in order.
@@ -46,9 +47,12 @@ class Controller(ABC):
     replayable: bool = True
     history: int | None = None
 
-    def __init__(self, space: Space, objective: Objective, seed: int, start_from: Sequence[Start] = ()) -> None:
+    def __init__(
+        self, space: Space, objectives: Sequence[Objective], seed: int, start_from: Sequence[Start] = ()
+    ) -> None:
         self.space = space
-        self.objective = objective
+        self.objectives = tuple(objectives)
+        self.objective = self.objectives[0]
         self.seed = seed
         self.start_from = tuple(start_from)
         self._next = 0

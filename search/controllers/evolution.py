@@ -1,4 +1,4 @@
-"""Evolution after EvoNorm (arXiv 2004.02967): a sliding window, tournaments, Pareto winners over anchors."""
+"""Evolution after EvoNorm (arXiv 2004.02967): a sliding window, tournaments, Pareto winners over objectives and anchors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from normact.spaces.space import Space
 
 @dataclass(frozen=True)
 class Member:
-    """A candidate in the window: its skill per anchor, in the anchors' order of name."""
+    """A candidate in the window: its skill per objective and anchor, in the objectives' order and by the anchor's name."""
 
     number: int
     candidate: Any
@@ -29,8 +29,8 @@ class Evolution(Controller):
     """Tournament evolution over a sliding window of accepted candidates.
 
     Each proposal: with probability `fresh` a new sample. Otherwise a tournament is drawn from the window, its
-    winner is a random member of the tournament's Pareto front over the anchors (or the member of the highest
-    mean), and is mutated `mutations` times in sequence. Until `warmup` members are in the window, everything is
+    winner is a random member of the tournament's Pareto front over objectives and anchors (or the member of the
+    highest mean), and is mutated `mutations` times in sequence. Until `warmup` members are in the window, everything is
     fresh. Rejected candidates, duplicates, and what was trained on another kind of device than the first do not
     enter it.
 
@@ -38,7 +38,7 @@ class Evolution(Controller):
         window: most recent accepted candidates that are kept (aging).
         tournament: share of the window that enters a tournament.
         least_tournament: but at least so many members.
-        winner: `pareto` over anchors, or `mean` of the skills.
+        winner: `pareto` over objectives and anchors, or `mean` of the skills.
         mutations: mutations in sequence per child.
         fresh: share of new samples.
         warmup: members in the window before the first tournament.
@@ -50,7 +50,7 @@ class Evolution(Controller):
     def __init__(
         self,
         space: Space,
-        objective: Objective,
+        objectives: Sequence[Objective],
         seed: int,
         start_from: Sequence[Start] = (),
         window: int = 2500,
@@ -61,7 +61,7 @@ class Evolution(Controller):
         fresh: float = 0.5,
         warmup: int = 10,
     ) -> None:
-        super().__init__(space, objective, seed, start_from)
+        super().__init__(space, objectives, seed, start_from)
         if window < 1 or mutations < 1 or warmup < 1 or least_tournament < 1:
             raise InputError(
                 "evolution needs window, mutations, warmup and least_tournament of at least 1, got "
@@ -93,8 +93,8 @@ class Evolution(Controller):
     def learn(self, proposal: Proposal, outcome: Outcome) -> None:
         if outcome.accepted and outcome.device == (self.device or outcome.device):
             self.device = outcome.device
-            skills = skills_by_anchor(self.objective, outcome)
-            self.window.append(Member(proposal.number, proposal.candidate, tuple(skills.values())))
+            skills = [s for objective in self.objectives for s in skills_by_anchor(objective, outcome).values()]
+            self.window.append(Member(proposal.number, proposal.candidate, tuple(skills)))
 
     def _winner(self, rng: np.random.Generator) -> Member:
         size = max(self.least_tournament, round(self.tournament * len(self.window)))

@@ -32,7 +32,7 @@ OVERRIDES: dict[str, list[str]] = {
 
 def made(name: str, space: Space) -> Controller:
     """A controller as `normact search` makes it."""
-    return controller_of(compose_config(OVERRIDES[name]), space, LOSS, ())
+    return controller_of(compose_config(OVERRIDES[name]), space, [LOSS], ())
 
 
 def ask_tell(space: Space) -> dict[str, dict[str, float]]:

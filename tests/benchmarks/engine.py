@@ -107,7 +107,7 @@ def search(pool: Pool, space: GraphSpace, durability: Any, seed: int) -> tuple[f
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.sqlite", create=True, durability=durability)
         with ledger:
-            controller = RandomSearch(space, judges.LOSS, seed)
+            controller = RandomSearch(space, [judges.LOSS], seed)
             engine = Engine(space, controller, ledger, pool, Budget(proposals=PROPOSALS), judges.LOSS, seed)
             start = time.perf_counter()
             engine.run()

@@ -90,7 +90,7 @@ def make(folder: Path, outcomes: int) -> dict[str, Any]:
     """A run folder with so many outcomes."""
     config = compose_config(["pool=local", f"run_dir={folder}"])
     space = space_of(config)
-    controller = Timed(controller_of(config, space, LOSS, []))
+    controller = Timed(controller_of(config, space, [LOSS], []))
     start = time.perf_counter()
     with run_folder.create(folder, config) as ledger:
         run_folder.check_fingerprints(ledger, space)
@@ -117,7 +117,7 @@ def resume(folder: Path, controller: str) -> dict[str, Any]:
         history = History(ledger)
         history.check()
         checked = time.perf_counter() - start
-        engine = _engine(space, controller_of(config, space, LOSS, []), ledger, Budget(proposals=1))
+        engine = _engine(space, controller_of(config, space, [LOSS], []), ledger, Budget(proposals=1))
         engine.replay()
         proposal = engine.controller.ask()
         seconds = time.perf_counter() - start

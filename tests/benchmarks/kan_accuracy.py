@@ -11,11 +11,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional
 
 from normact.launch.config import compose_config, space_of
 from normact.search.anchors import MLP, KanNet
@@ -24,6 +26,8 @@ from normact.spaces import Space
 from normact.spaces.kan.selectable import prune_model
 from normact.spaces.site import Site
 from tests.benchmarks.flops import flops_of
+from tests.benchmarks.kan import measured
+from tests.benchmarks.machine import spread
 from tests.benchmarks.studies import Study, interval
 
 TRAIN, HELD_OUT, BATCH = 50_000, 10_000, 64
@@ -32,6 +36,7 @@ SHORT, LONG = 8, 35
 SEARCH_MINUTES = 12
 FINALISTS = 10
 SEEDS = 5
+ROUNDS = 30  # of processor time
 FAMILIES = (
     "bspline(grid=5, order=3)",
     "gaussian(grid=8)",
@@ -93,7 +98,7 @@ def run() -> dict[str, Any]:
     print(*(f"{families[text]:.4f}  {text}" for text in ranked), sep="\n")
     best = [text for text in ranked if text.startswith("kan(") and "rational" not in text][:3]
     space = space_of(compose_config(SPACE))
-    parameters = model_of(space, best[0])[1]
+    parameters = parameters_of(model_of(space, best[0]))
     limits = (f"budget.minutes={SEARCH_MINUTES}", f"gates.size.parameters={parameters}", "gates.stall_100=null")
     kinds = ("space=kan", "space.kinds=[kan]")
     found = study.search(
@@ -112,8 +117,12 @@ def run() -> dict[str, Any]:
     mlp = {f"MLP [784, {hidden}, 10]": "node(graph(expression='silu(x)'), normalizer=none)"}
     anchor = ("space=kan_act", "space.layouts=[NC]", "anchor=mlp", f"anchor.mlp.hidden=[{hidden}]")
     outcomes |= study.judge("final_mlp", (*anchor, *overrides), mlp, SEEDS)
-    table = {name: figures(space, text, outcomes[name]) for name, text in entrants.items()}
-    table |= {name: mlp_figures(hidden, text, outcomes[name]) for name, text in mlp.items()}
+    models = {name: model_of(space, text) for name, text in entrants.items()}
+    models |= {name: mlp_of(hidden, text) for name, text in mlp.items()}
+    torch.set_num_threads(1)
+    times = measured({name: step_of(model) for name, model in models.items()}, ROUNDS)
+    texts = {**entrants, **mlp}
+    table = {name: figures(model, texts[name], outcomes[name], times[name]) for name, model in models.items()}
     compare(table, outcomes)
     return {"families": families, "finalists": finalists, "table": table, "published": PUBLISHED}
 
@@ -126,36 +135,46 @@ def selectable(space: Space[Any], best: Sequence[str]) -> str:
     return f"selectable({members}, granularity=node, normalizer={normalizer})"
 
 
-def model_of(space: Space[Any], text: str) -> tuple[torch.nn.Module, int]:
-    """The candidate's [784, 64, 10], selected and pruned where it has a choice, and its parameters."""
+def model_of(space: Space[Any], text: str) -> nn.Module:
+    """The candidate's [784, 64, 10], selected and pruned where it has a choice."""
     candidate = space.parse(text)
     model = KanNet(784, [64], 10)(lambda site: space.build(candidate, site))
     for module in model.modules():
         if hasattr(module, "set_progress"):
             module.set_progress(1.0)
-    model = prune_model(model)
-    return model, sum(p.numel() for p in model.parameters())
+    return prune_model(model)
 
 
-def figures(space: Space[Any], text: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    model, parameters = model_of(space, text)
-    return _figures(model, parameters, text, outcomes)
-
-
-def mlp_figures(hidden: int, text: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def mlp_of(hidden: int, text: str) -> nn.Module:
     space = space_of(compose_config(["space=kan_act", "space.layouts=[NC]"]))
     candidate = space.parse(text)
-    model = MLP(784, [hidden], 10)(lambda site: space.build(candidate, Site("norm_act", 0, hidden, layout="NC")))
-    return _figures(model, sum(p.numel() for p in model.parameters()), text, outcomes)
+    return MLP(784, [hidden], 10)(lambda site: space.build(candidate, Site("norm_act", 0, hidden, layout="NC")))
 
 
-def _figures(model: torch.nn.Module, parameters: int, text: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def parameters_of(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def step_of(model: nn.Module) -> Callable[[], None]:
+    """A step of training: forward, backward, AdamW."""
+    x, y = torch.randn(BATCH, 1, 28, 28), torch.arange(BATCH) % 10
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def figures(model: nn.Module, text: str, outcomes: Sequence[Outcome], times: list[float]) -> dict[str, Any]:
     accuracies = [accuracy_of(outcome) for outcome in outcomes]
     return {
         "text": text,
-        "parameters": parameters,
+        "parameters": parameters_of(model),
         "flops_per_image": flops_of(model, torch.zeros(BATCH, 1, 28, 28)) // BATCH,
-        "train_seconds": round(float(np.median([outcome.seconds["train"] for outcome in outcomes])), 1),
+        "step_ms": spread(times, 3),
         "accuracy": round(float(np.mean(accuracies)), 5),
         "interval": interval(accuracies),
         "n": len(accuracies),

@@ -126,7 +126,7 @@ def fill_seconds(count: int) -> float:
 
 def _search(pool: Any, clock: SimulatedClock | None, budget: Budget, seed: int) -> Engine:
     with TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger.sqlite", create=True) as ledger:
-        engine = Engine(SPACE, Evolution(SPACE, LOSS, seed), ledger, pool, budget, LOSS, seed, clock=clock)
+        engine = Engine(SPACE, Evolution(SPACE, [LOSS], seed), ledger, pool, budget, LOSS, seed, clock=clock)
         engine.run()
         return engine
 

@@ -206,7 +206,7 @@ NODES = """
             engine.budget = Budget(proposals=progress.funnel.proposals)  # what is in flight is finished
 
     ledger = Ledger(Path(sys.argv[1]), create=True)
-    controller = Watching(SPACE, judges.LOSS, 0)
+    controller = Watching(SPACE, [judges.LOSS], 0)
     engine = Engine(SPACE, controller, ledger, pool, Budget(minutes=4), judges.LOSS, limits=Limits(batch=4))
     assert engine.run(change)
     print(ledger.count("proposed"), ledger.count("lost"), *(node.node_id for node in nodes))

@@ -12,6 +12,7 @@ from normact.launch.config import (
     budget_of,
     compose_config,
     controller_of,
+    front_of,
     gates_of,
     limits_of,
     make,
@@ -68,7 +69,7 @@ def test_every_yaml_composes_and_makes_its_objects(group, option, require):
     task.check_meets(space)
     rerank_task_of(config).check_meets(space)
     gates = gates_of(config)
-    assert isinstance(controller_of(config, space, task.objective(), []), Controller)
+    assert isinstance(controller_of(config, space, front_of(config, task), []), Controller)
     budget_of(config)
     limits_of(config)
     assert len({gate.name for gate in gates}) == len(gates) > 0
@@ -122,7 +123,7 @@ def test_what_is_wrong_is_said_in_one_line(override, message):
         config = compose_config([override])
         space, task = space_of(config), task_of(config)
         gates_of(config)
-        controller_of(config, space, task.objective(), [])
+        controller_of(config, space, front_of(config, task), [])
     assert "\n" not in str(caught.value)
 
 

@@ -30,7 +30,7 @@ def ledger(tmp_path):
 def engine(ledger, space=GRAPHS, judge=None, pool=None, proposals=200, controller=None, **kwargs):
     judge = judge or Judge(space)
     pool = pool or LocalPool(lambda: judge)
-    controller = controller or RandomSearch(space, LOSS, 0)
+    controller = controller or RandomSearch(space, [LOSS], 0)
     return Engine(space, controller, ledger, pool, Budget(proposals=proposals), LOSS, **kwargs)
 
 
@@ -134,7 +134,7 @@ class TestDuplicates:
 
     def test_duplicates_do_not_enter_an_evolution_window(self, ledger):
         space = ToySpace(most=5)
-        controller = Evolution(space, LOSS, 0, warmup=3)
+        controller = Evolution(space, [LOSS], 0, warmup=3)
         run = engine(ledger, space, Judge(space, reject=0.0), proposals=120, controller=controller)
         run.run()
         assert len(controller.window) == 10
@@ -145,7 +145,9 @@ def test_a_space_that_is_exhausted_ends_the_search(ledger, monkeypatch):
     """Two functions in all: budgets of many proposals are spent on duplicates, one without end is not."""
     monkeypatch.setattr("normact.search.engine.EXHAUSTED", 500)
     space = ToySpace(most=1)
-    run = Engine(space, RandomSearch(space, LOSS, 0), ledger, LocalPool(lambda: Judge(space)), Budget(minutes=60), LOSS)
+    run = Engine(
+        space, RandomSearch(space, [LOSS], 0), ledger, LocalPool(lambda: Judge(space)), Budget(minutes=60), LOSS
+    )
     assert run.run()
     assert run.exhausted
     assert 500 < run.funnel.proposals < 700
@@ -376,7 +378,7 @@ class TestResume:
         results = []
         for name in ("a", "b"):
             with Ledger(tmp_path / f"{name}.sqlite", create=True) as ledger:
-                run = engine(ledger, controller=Evolution(GRAPHS, LOSS, 0, warmup=5), proposals=200)
+                run = engine(ledger, controller=Evolution(GRAPHS, [LOSS], 0, warmup=5), proposals=200)
                 run.run()
                 results.append(scored(outcomes(run)))
         assert results[0] == results[1]
@@ -384,7 +386,7 @@ class TestResume:
     def test_minutes_of_earlier_sessions_count(self, ledger):
         ledger.set_meta("active_seconds", 61.0)
         run = Engine(
-            GRAPHS, RandomSearch(GRAPHS, LOSS, 0), ledger, LocalPool(lambda: Judge(GRAPHS)), Budget(minutes=1), LOSS
+            GRAPHS, RandomSearch(GRAPHS, [LOSS], 0), ledger, LocalPool(lambda: Judge(GRAPHS)), Budget(minutes=1), LOSS
         )
         run.replay()
         assert run.run()
@@ -449,7 +451,7 @@ def test_the_best_can_be_described_at_once(ledger):
 class TestBudget:
     def test_time_is_kept_and_the_rest_stays_unfinished(self, ledger):
         pool = Scripted(Judge(GRAPHS), hold={"train"})
-        run = Engine(GRAPHS, RandomSearch(GRAPHS, LOSS, 0), ledger, pool, Budget(minutes=0.01), LOSS)
+        run = Engine(GRAPHS, RandomSearch(GRAPHS, [LOSS], 0), ledger, pool, Budget(minutes=0.01), LOSS)
         assert run.run()
         assert 0.5 < run.seconds < 5
         assert run.funnel.unfinished == ledger.count("proposed") - ledger.count("finished") > 0

@@ -23,7 +23,7 @@ def ledger(tmp_path):
 
 def test_it_agrees_with_the_engine(ledger):
     space = ToySpace()
-    controller = Evolution(space, LOSS, 0, [Start(Choice("sine", 3), "mine")], warmup=3, fresh=0.2)
+    controller = Evolution(space, [LOSS], 0, [Start(Choice("sine", 3), "mine")], warmup=3, fresh=0.2)
     engine = Engine(space, controller, ledger, LocalPool(lambda: Judge(space)), Budget(proposals=120), LOSS)
     engine.run()
     history = History(ledger)

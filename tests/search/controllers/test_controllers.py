@@ -31,7 +31,7 @@ CONTROLLERS = {
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("name", CONTROLLERS)
 def test_conformance(name, space, check):
-    check(partial(CONTROLLERS[name], SPACES[space], LOSS))
+    check(partial(CONTROLLERS[name], SPACES[space], [LOSS]))
 
 
 @pytest.mark.parametrize("name", ask_tell.OVERRIDES)
@@ -88,7 +88,7 @@ def test_members_with_other_numbers_of_anchors_have_no_front():
 @pytest.mark.parametrize("winner", ["pareto", "mean"])
 def test_a_tournaments_winner_is_drawn_as_documented(winner):
     """Entrants by `choice` without replacement, then one of their front by `integers`: one seed, one winner."""
-    controller = Evolution(SPACES["toy"], LOSS, 0, warmup=1, fresh=0.0, winner=winner)
+    controller = Evolution(SPACES["toy"], [LOSS], 0, warmup=1, fresh=0.0, winner=winner)
     generator = np.random.default_rng(1)
     for number in range(300):
         controller.ask()
@@ -112,7 +112,7 @@ def told(controller, number, a, b, device="cpu"):
 
 
 def test_a_window_never_mixes_kinds_of_device():
-    controller = Evolution(SPACES["graph"], LOSS, 0, warmup=2, fresh=0.0)
+    controller = Evolution(SPACES["graph"], [LOSS], 0, warmup=2, fresh=0.0)
     for number, device in enumerate(["cpu", "NVIDIA H100", "cpu"]):
         controller.ask()
         told(controller, number, 0.5 - 0.1 * number, 0.5, device)
@@ -120,7 +120,7 @@ def test_a_window_never_mixes_kinds_of_device():
 
 
 def test_window_keeps_the_most_recent_accepted_alone():
-    controller = Evolution(SPACES["graph"], LOSS, 0, window=3, warmup=1)
+    controller = Evolution(SPACES["graph"], [LOSS], 0, window=3, warmup=1)
     for number in range(6):
         controller.ask()
         if number == 4:
@@ -133,7 +133,7 @@ def test_window_keeps_the_most_recent_accepted_alone():
 
 
 def test_children_descend_from_the_tournaments_pareto_front():
-    controller = Evolution(SPACES["graph"], LOSS, 0, warmup=3, fresh=0.0, tournament=1.0)
+    controller = Evolution(SPACES["graph"], [LOSS], 0, warmup=3, fresh=0.0, tournament=1.0)
     for number, (a, b) in enumerate([(0.1, 0.9), (0.9, 0.1), (0.95, 0.95)]):  # losses: the third is dominated
         controller.ask()
         told(controller, number, a, b)
@@ -142,7 +142,7 @@ def test_children_descend_from_the_tournaments_pareto_front():
 
 
 def test_mean_winner_takes_the_highest_mean():
-    controller = Evolution(SPACES["graph"], LOSS, 0, warmup=3, fresh=0.0, tournament=1.0, winner="mean")
+    controller = Evolution(SPACES["graph"], [LOSS], 0, warmup=3, fresh=0.0, tournament=1.0, winner="mean")
     for number, (a, b) in enumerate([(0.0, 1.0), (0.4, 0.4), (1.0, 0.0)]):
         controller.ask()
         told(controller, number, a, b)
@@ -150,7 +150,7 @@ def test_mean_winner_takes_the_highest_mean():
 
 
 def test_fresh_share_is_what_was_asked():
-    controller = Evolution(SPACES["toy"], LOSS, 0, warmup=1, fresh=0.3)
+    controller = Evolution(SPACES["toy"], [LOSS], 0, warmup=1, fresh=0.3)
     controller.ask()
     told(controller, 0, 0.5, 0.5)
     operators = [controller.ask().operator for _ in range(1000)]
@@ -182,11 +182,11 @@ def test_evolution_finds_better_candidates_than_random_search():
 )
 def test_bad_numbers_are_refused(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
-        Evolution(SPACES["toy"], LOSS, 0, **bad)
+        Evolution(SPACES["toy"], [LOSS], 0, **bad)
 
 
 def test_the_made_up_judge_uses_every_kind_of_outcome():
-    controller = RandomSearch(SPACES["graph"], LOSS, 0)
+    controller = RandomSearch(SPACES["graph"], [LOSS], 0)
     outcomes = [judge(controller.space, controller.ask()) for _ in range(200)]
     assert any(o.accepted for o in outcomes)
     assert any(o.gate == "probe" for o in outcomes)
