@@ -1,4 +1,4 @@
-"""Evolution after EvoNorm (arXiv 2004.02967): a sliding window, tournaments, Pareto winners over objectives and anchors."""
+"""Evolution after EvoNorm (arXiv 2004.02967): a sliding window, tournaments, winners of a Pareto front."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from normact.spaces.space import Space
 
 @dataclass(frozen=True)
 class Member:
-    """A candidate in the window: its skill per objective and anchor, in the objectives' order and by the anchor's name."""
+    """A candidate in the window: its skills by objective, in their order, and by the anchor's name."""
 
     number: int
     candidate: Any

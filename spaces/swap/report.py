@@ -38,7 +38,10 @@ class Report:
 
     def __str__(self) -> str:
         how = {"trace": "tracing (torch.fx)", "run": "a run with the example inputs"}[self.how]
-        lines = [f"read by {how}"]
+        lines = [
+            f"replaced {len(self.pairs)} norms with the activation behind them, {len(self.norms)} norms alone and "
+            f"{len(self.activations)} activations behind additions; left {len(self.left)}; read by {how}"
+        ]
         lines += [f"replaced {norm} and {act}" for norm, act in self.pairs]
         lines += [f"replaced {name}, a norm alone" for name in self.norms]
         lines += [f"replaced {name}, behind an addition" for name in self.activations]

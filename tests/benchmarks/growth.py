@@ -64,7 +64,7 @@ class Timed(Controller):
     """Passes on to a controller and notes how long its asks take, here and there."""
 
     def __init__(self, inner: Controller) -> None:
-        super().__init__(inner.space, inner.objective, inner.seed)
+        super().__init__(inner.space, inner.objectives, inner.seed)
         self.inner = inner
         self.history = inner.history
         self.milliseconds: dict[int, list[float]] = {10**k: [] for k in range(3, 7)}

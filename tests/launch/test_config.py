@@ -20,6 +20,7 @@ from normact.launch.config import (
     space_of,
     task_of,
 )
+from normact.launch.schema import check_form
 from normact.launch.trust import check_targets
 from normact.search.controllers import Controller
 from normact.search.pool import Pool
@@ -77,6 +78,24 @@ def test_every_yaml_composes_and_makes_its_objects(group, option, require):
     assert issubclass(pool_class, Pool)
 
 
+@pytest.mark.parametrize(
+    ("front", "names"),
+    [("[]", ["validation_loss"]), ("[accuracy]", ["accuracy"]), ("[accuracy,validation_loss]", None)],
+)
+def test_the_controller_optimises_what_the_front_names(front, names):
+    config = compose_config([f"front={front}"])
+    controller = controller_of(config, space_of(config), front_of(config, task_of(config)), [])
+    assert [objective.name for objective in controller.objectives] == (names or ["accuracy", "validation_loss"])
+    assert controller.objective is controller.objectives[0]
+
+
+def test_a_config_from_before_there_was_a_front_has_the_leading_objective():
+    config = compose_config([])
+    del config["front"]
+    check_form(config)
+    assert [objective.name for objective in front_of(config, task_of(config))] == ["validation_loss"]
+
+
 def test_the_input_comes_from_the_data():
     assert compose_config(["data=digits"])["input"] == {"channels": 1, "size": 8, "features": 64, "outputs": 10}
     config = compose_config(["data=fashion_mnist"])
@@ -116,6 +135,9 @@ def test_presets_hold_what_they_say(preset):
         ("controller.window=none", "controller"),
         ("+controller.wings=2", "controller.*wings"),
         ("seed=${no.such.key}", "no.such"),
+        ("front=[accurcy]", "unknown objective 'accurcy'.*'accuracy'"),
+        ("front=[accuracy,accuracy]", "front.*names 'accuracy' twice"),
+        ("front=accuracy", "front must be a list of texts"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(override, message):

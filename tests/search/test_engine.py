@@ -345,7 +345,7 @@ class TestResume:
     def test_a_search_stopped_anywhere_ends_like_one_never_stopped(self, tmp_path, make, stop_after):
         def start(path, create):
             ledger = Ledger(tmp_path / path, create=create)
-            return ledger, engine(ledger, controller=make(GRAPHS, LOSS, 0), proposals=250, limits=Limits(batch=4))
+            return ledger, engine(ledger, controller=make(GRAPHS, [LOSS], 0), proposals=250, limits=Limits(batch=4))
 
         ledger, unbroken = start("a.sqlite", True)
         unbroken.run()

@@ -29,8 +29,8 @@ class NoDivision(ScreenGate):
 
 
 class MyRandom(RandomSearch):
-    def __init__(self, space, objective, seed, start_from=(), shift=0):
-        super().__init__(space, objective, seed + shift, start_from)
+    def __init__(self, space, objectives, seed, start_from=(), shift=0):
+        super().__init__(space, objectives, seed + shift, start_from)
 
 
 class WorstClass(Measure):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from normact.search.controllers import Evolution, RandomSearch, pareto_front
 from normact.search.controllers.evolution import Member
-from normact.search.objective import Score
+from normact.search.objective import Objective, Score
 from normact.search.outcome import Outcome
 from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, InputError
 from tests.benchmarks import ask_tell
@@ -141,6 +141,19 @@ def test_children_descend_from_the_tournaments_pareto_front():
     assert parents == {0, 1}
 
 
+def test_a_front_is_over_every_objective_on_every_anchor():
+    size = Objective("size", "", "minimize", trivial=100.0, perfect=0.0)
+    controller = Evolution(SPACES["graph"], [LOSS, size], 0, warmup=4, fresh=0.0, tournament=1.0)
+    figures = [((0.1, 0.9), (80, 80)), ((0.9, 0.9), (10, 80)), ((0.95, 0.95), (90, 90)), ((0.9, 0.95), (10, 10))]
+    for number, (losses, sizes) in enumerate(figures):
+        controller.ask()
+        scores = [Score("loss", anchor, 10, value) for anchor, value in zip("ab", losses, strict=True)]
+        scores += [Score("size", anchor, 10, value) for anchor, value in zip("ab", sizes, strict=True)]
+        controller.tell(number, Outcome(number, scores=tuple(scores), steps=10))
+    assert controller.window[0].skills == pytest.approx((0.9, 0.1, 0.2, 0.2))
+    assert {controller.ask().parents[0] for _ in range(60)} == {0, 1, 3}
+
+
 def test_mean_winner_takes_the_highest_mean():
     controller = Evolution(SPACES["graph"], [LOSS], 0, warmup=3, fresh=0.0, tournament=1.0, winner="mean")
     for number, (a, b) in enumerate([(0.0, 1.0), (0.4, 0.4), (1.0, 0.0)]):
@@ -167,7 +180,7 @@ def test_evolution_finds_better_candidates_than_random_search():
 
     best = {}
     for name, make in (("random", RandomSearch), ("evolution", partial(Evolution, window=100, warmup=10))):
-        controller = make(space, LOSS, 0)
+        controller = make(space, [LOSS], 0)
         losses = []
         for number in range(800):
             value = loss(controller.ask().candidate)
