@@ -144,12 +144,16 @@ class GraphLayer(nn.Module):
         if graph.affine:
             self.weight = nn.Parameter(torch.ones(features, device=device, dtype=dtype))
             self.bias = nn.Parameter(torch.zeros(features, device=device, dtype=dtype))
-        for name in self.graph.trainables:
+        self._trainables = self.graph.trainables  # kept: the compiler cannot follow how they are found
+        self._vector_names: list[str] = []
+        for name in self._trainables:
             item = trainable(name)
             assert item is not None
             size = features if item.per_channel else 1
             value = torch.full((size,), item.init, device=device, dtype=dtype)
             self.register_parameter(item.attribute, nn.Parameter(value))
+            self._vector_names.append(item.attribute)
+        self._vector_names += ["weight", "bias"] if graph.affine else []
         self._running: dict[int, str] = {}
         for i, node in enumerate(self.graph.nodes):
             moment = OPS[node.op].moment
@@ -179,8 +183,7 @@ class GraphLayer(nn.Module):
 
     def _vectors(self) -> list[Tensor]:
         """The parameters, in the order in which a plan takes them."""
-        names = [item.attribute for name in self.graph.trainables if (item := trainable(name))]
-        return [getattr(self, name) for name in (*names, *(("weight", "bias") if self.graph.affine else ()))]
+        return [getattr(self, name) for name in self._vector_names]
 
     def _replayed(self, training: bool, x: Tensor, *vectors: Tensor) -> Tensor:
         return self._interpreted(x, vectors, training, lambda node, raw, count: None)
@@ -190,7 +193,7 @@ class GraphLayer(nn.Module):
     ) -> Tensor:
         values: list[Tensor] = []
         inputs = {"x": x, "zero": x.new_zeros((1,) * x.dim())}
-        inputs |= {n: self._along_channels(v, x) for n, v in zip(self.graph.trainables, vectors, strict=False)}
+        inputs |= {n: self._along_channels(v, x) for n, v in zip(self._trainables, vectors, strict=False)}
         running = None if training else self._kept_along(x)
         for i, (name, arguments) in enumerate(self.graph.nodes):
             args = [values[a] if isinstance(a, int) else inputs[a] for a in arguments]

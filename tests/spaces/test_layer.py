@@ -167,3 +167,19 @@ def test_a_site_checks_itself(arguments, message):
 def test_a_site_of_other_kinds_may_change_the_width():
     assert Site("linear", 0, 4, 5).features_out == 5
     assert Site("act", 0, 4).features_out == 4
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_compiler_takes_a_layer_whole(training):
+    """Scalars, vectors, an affine and running statistics; more entries than `tape` starts at."""
+    graph = parse("affine(div(mul(v1, x), max(batch_std(x), add(group_rms(x), s0.25))))")
+    x = torch.randn(4, 8, 24, 24, generator=torch.Generator().manual_seed(0))
+    layer = GraphLayer(graph, 8).train(training)
+    eager, compiled = (copy.deepcopy(layer) for _ in range(2))
+    found, expected = torch.compile(compiled, fullgraph=True, backend="aot_eager")(x), eager(x)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(compiled.state_dict(), eager.state_dict())
+    for ours, theirs in zip(compiled.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
