@@ -378,7 +378,8 @@ class TestResume:
         results = []
         for name in ("a", "b"):
             with Ledger(tmp_path / f"{name}.sqlite", create=True) as ledger:
-                run = engine(ledger, controller=Evolution(GRAPHS, [LOSS], 0, warmup=5), proposals=200)
+                controller = Evolution(GRAPHS, [LOSS], 0, warmup=5)
+                run = engine(ledger, controller=controller, limits=Limits(batch=1))  # larger ones go by measured times
                 run.run()
                 results.append(scored(outcomes(run)))
         assert results[0] == results[1]
