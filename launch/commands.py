@@ -21,6 +21,7 @@ from normact.launch.config import (
     front_of,
     gates_of,
     in_worker,
+    leaders_of,
     limits_of,
     pool_of,
     rerank_evaluator,
@@ -117,6 +118,7 @@ def checked_evaluator(setting: Setting, config: Config) -> Evaluator:
     check_durability(config["durability"])
     budget_of(config)
     limits_of(config)
+    leaders_of(config, gates_of(config), evaluator.task.objective())
     return evaluator
 
 
@@ -167,7 +169,18 @@ def _search(
     console, space, objective = setting.console, evaluator.space, evaluator.task.objective()
     known = run_folder.check_fingerprints(ledger, space)
     controller = controller_of(config, space, front_of(config, evaluator.task), starts)
-    engine = Engine(space, controller, ledger, pool, budget_of(config), objective, config["seed"], limits_of(config))
+    leaders = leaders_of(config, gates_of(config), objective)
+    engine = Engine(
+        space,
+        controller,
+        ledger,
+        pool,
+        budget_of(config),
+        objective,
+        config["seed"],
+        limits_of(config),
+        leaders=leaders,
+    )
     again = engine.replay()
     if engine.funnel.proposals:
         setting.say(f"resumed at {engine.funnel.proposals} proposals, {again} of them judged again")

@@ -66,7 +66,12 @@ _ROOT = {
     "rerank": _SECTION,
     "export": _SECTION,
 }
-_ROOT_OPTIONAL = {"anchor": _PARTS, "objective": _PARTS, "front": _TEXTS}  # an empty list leaves a group out
+_ROOT_OPTIONAL = {
+    "anchor": _PARTS,
+    "objective": _PARTS,
+    "front": _TEXTS,
+    "race": _SECTION,
+}  # an empty list leaves a group out
 _POOL_OPTIONAL = {
     "workers": _whole(1),
     "gpus_per_worker": _SHARE,
@@ -85,6 +90,7 @@ _CLOSED: dict[str, tuple[dict[str, Kind], dict[str, Kind]]] = {
         {"anchor": _PARTS},
     ),
     "export": ({"winner": _SWITCH}, {}),
+    "race": ({"seeds": _whole(1), "share": _ABOVE, "least": _whole(1)}, {}),
 }
 """Sections that have no other keys than these: what must be there, and what may."""
 
@@ -100,6 +106,8 @@ def check_form(config: Any) -> None:
     _check(config, "", _ROOT, _ROOT_OPTIONAL)
     _check(config["pool"], "pool.", {}, _POOL_OPTIONAL)
     for section, (needed, optional) in _CLOSED.items():
+        if section not in config:  # an optional one
+            continue
         _check(config[section], f"{section}.", needed, optional)
         for key in config[section]:
             if key not in needed and key not in optional:

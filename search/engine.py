@@ -13,6 +13,7 @@ from normact.search.controllers.base import Controller
 from normact.search.duplicates import Duplicates
 from normact.search.funnel import Funnel
 from normact.search.history import History, Record
+from normact.search.leaders import Leaders
 from normact.search.ledger import Event, EventKind, Ledger
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome, Proposal, mean_skill
@@ -65,6 +66,7 @@ class Engine:
         seed: of every job: candidates are compared under common random numbers.
         limits: per candidate and job.
         clock: the time that it goes by.
+        leaders: what stopping rules and races compare with; every training takes a snapshot along.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Engine:
         seed: int = 0,
         limits: Limits | None = None,
         clock: Clock | None = None,
+        leaders: Leaders | None = None,
     ) -> None:
         self.space = space
         self.controller = controller
@@ -88,6 +91,7 @@ class Engine:
         self.seed = seed
         self.limits = limits or Limits()
         self.clock = clock or Clock()
+        self.leaders = leaders or Leaders(objective)
         self.funnel = Funnel()
         self.best: Outcome | None = None
         self.best_skill = float("-inf")
@@ -132,6 +136,8 @@ class Engine:
             latest = history.latest_accepted(self.controller.history)
             told = [(history.record(outcome.number).proposal(self.space), outcome) for outcome in latest]
             self.controller.restore(self.funnel.proposals, list(self._open.values()), told)
+        for outcome in history.latest_accepted(self.leaders.window):
+            self.leaders.learn(outcome)
         if device := history.device:
             best = self.ledger.ranked(self.objective.name, device, self.objective.direction == "maximize", 1)
             for number in best:
@@ -291,7 +297,8 @@ class Engine:
         if not numbers:
             return False
         candidates = tuple((n, self.space.to_json(self._open[n].candidate)) for n in numbers)
-        job = Job(self._jobs, kind, candidates, self.seed, self.limits.per_job(kind, len(numbers)))
+        snapshot = self.leaders.snapshot() if kind == "train" else {}
+        job = Job(self._jobs, kind, candidates, self.seed, self.limits.per_job(kind, len(numbers)), snapshot)
         self._jobs += 1
         self._flying[job.id] = job
         self._since[job.id] = self.clock.now()
@@ -418,6 +425,7 @@ class Engine:
         self._duplicates_in_a_row = 0 if outcome.same_as is None else self._duplicates_in_a_row + 1
         self.funnel.add(outcome)
         self.controller.tell(number, outcome)
+        self.leaders.learn(outcome)
         self._note_best(outcome, self._open.pop(number))
         if outcome.fingerprint and outcome.same_as is None:  # as after a resume, also of what screening rejected
             self._duplicates.first_of_fingerprint(outcome.fingerprint, number)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from normact.search.data.base import Split
 from normact.search.gates.base import Gate, ScreenContext, ScreenGate, TrainContext, TrainGate, Verdict
 from normact.search.heap import keep_freed_memory
-from normact.search.objective import Score
+from normact.search.leaders import SKILL
+from normact.search.objective import Objective, Score
 from normact.search.outcome import Outcome, Rejection
 from normact.search.pool import Job, worker_name
 from normact.search.task import Task
-from normact.search.training import Training, drawing_from
+from normact.search.training import Training, drawing_from, mixed
 from normact.spaces.errors import InputError
 from normact.spaces.site import Site
 from normact.spaces.space import Space
@@ -99,7 +101,12 @@ class Evaluator:
                 )
 
     def __call__(self, job: Job) -> Sequence[Outcome]:
-        judge = self._screen if job.kind == "screen" else self._train
+        snapshot = job.snapshot
+
+        def train(candidate: Any, record: _Record) -> Rejection | None:
+            return self._train(candidate, record, snapshot) or self._race(candidate, record, snapshot.get("race", ()))
+
+        judge = self._screen if job.kind == "screen" else train
         if job.kind == "train":
             keep_freed_memory()
             self._load()
@@ -129,7 +136,7 @@ class Evaluator:
                 return rejection
         return None
 
-    def _train(self, candidate: Any, record: _Record) -> Rejection | None:
+    def _train(self, candidate: Any, record: _Record, snapshot: Mapping[str, Any]) -> Rejection | None:
         """Train all anchors side by side from checkpoint to checkpoint, so that the first to fail ends all."""
         trainings = record.timed("build", lambda: self._start(candidate, record.seed))
         last = self.task.recipe.steps
@@ -144,11 +151,49 @@ class Evaluator:
                 values = self._values(anchor, training, record) if step else {}
                 if rejection := _broken(values, anchor, step):
                     return rejection
-                ctx = TrainContext(self.space, candidate, self.task, anchor, training, values, record.seed)
+                ctx = TrainContext(self.space, candidate, self.task, anchor, training, values, record.seed, snapshot)
                 for gate in gates:
                     if rejection := record.ask(gate, lambda g=gate, c=ctx: g.check(c)):  # type: ignore[misc]
                         return rejection
         return self._measure_test(trainings, record) if self.measure_test else None
+
+    def _race(self, candidate: Any, record: _Record, bars: Sequence[float]) -> Rejection | None:
+        """Train it under further seeds while its mean skill is at or above the bars; its last scores become means.
+
+        Gates have been passed: under further seeds only a loss or score that is not finite rejects.
+        """
+        objective, last = self.task.objective(), self.task.recipe.steps
+        rounds = [{(s.objective, s.anchor): s.value for s in record.scores if s.step == last}]
+        for bar in bars:
+            if not np.mean([skill_of(values, objective) for values in rounds]) >= bar:
+                break
+            values, rejection = self._again(candidate, record, further_seed(record.seed, len(rounds)))
+            if rejection:
+                return rejection
+            rounds.append(values)
+        if not bars:
+            return None
+        record.figures |= {f"{SKILL}{n}": skill_of(values, objective) for n, values in enumerate(rounds)}
+        means = {key: float(np.mean([values[key] for values in rounds])) for key in rounds[0]}
+        record.scores = [replace(s, value=means[s.objective, s.anchor]) if s.step == last else s for s in record.scores]
+        return None
+
+    def _again(
+        self, candidate: Any, record: _Record, seed: int
+    ) -> tuple[dict[tuple[str, str], float], Rejection | None]:
+        """The last scores of a training under another seed, by objective and anchor."""
+        values: dict[tuple[str, str], float] = {}
+        with drawing_from(seed):
+            trainings = record.timed("build", lambda: self._start(candidate, seed))
+        for anchor, training in trainings.items():
+            if not record.timed("train", lambda t=training: t.run_to(self.task.recipe.steps)):  # type: ignore[misc]
+                reason = f"the loss on {anchor} was {training.losses[-1]} at step {training.step} under seed {seed}"
+                return values, Rejection("divergence", reason)
+            measured = record.timed("measure", lambda t=training: self.task.measure(t))  # type: ignore[misc]
+            if rejection := _broken(measured, anchor, training.step):
+                return values, rejection
+            values |= {(name, anchor): value for name, value in measured.items()}
+        return values, None
 
     def _start(self, candidate: Any, seed: int) -> dict[str, Training]:
         def make(site: Site) -> nn.Module:
@@ -172,6 +217,16 @@ class Evaluator:
     @cached_property
     def _test(self) -> Split:
         return self.task.data.load_test().check_finite("test").to(self.task.device)
+
+
+def skill_of(values: Mapping[tuple[str, str], float], objective: Objective) -> float:
+    """The mean over anchors of an objective's skill, of values by objective and anchor."""
+    return float(np.mean([objective.skill(value) for (name, _), value in values.items() if name == objective.name]))
+
+
+def further_seed(seed: int, number: int) -> int:
+    """The seed under which a candidate is trained again, for the `number`-th time: the same for all candidates."""
+    return mixed(seed, number) % 2**31
 
 
 def _broken(values: dict[str, float], anchor: str, step: int) -> Rejection | None:

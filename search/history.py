@@ -98,9 +98,11 @@ class History:
 
     def latest_accepted(self, count: int) -> list[Outcome]:
         """The latest accepted outcomes on the run's kind of device (the first one's), oldest first."""
+        if not count:
+            return []
         device = self.device
         found: list[Outcome] = []
-        for event in self.ledger.events("finished", backwards=True) if count else ():
+        for event in self.ledger.events("finished", backwards=True):
             outcome = self._outcome(event)
             if outcome.accepted and outcome.device == device:
                 found.append(outcome)

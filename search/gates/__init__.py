@@ -5,13 +5,14 @@ from normact.search.gates.causality import Causality
 from normact.search.gates.linearity import Linearity
 from normact.search.gates.screen import Duplicate, Probe, SignalPropagation, Structure
 from normact.search.gates.size import Size
-from normact.search.gates.train import Quality, Stability, Stall
+from normact.search.gates.train import Pace, Quality, Stability, Stall
 
 __all__ = [
     "Causality",
     "Duplicate",
     "Gate",
     "Linearity",
+    "Pace",
     "Pass",
     "Probe",
     "Quality",

@@ -42,7 +42,10 @@ class ScreenContext:
 
 @dataclass
 class TrainContext:
-    """What a training gate may look at: one anchor's training at its current step, measured there."""
+    """What a training gate may look at: one anchor's training at its current step, measured there.
+
+    `snapshot` is what the best candidates had reached when the job was made, see `Leaders.snapshot`.
+    """
 
     space: Space
     candidate: Any
@@ -51,6 +54,7 @@ class TrainContext:
     training: Training
     values: Mapping[str, float]
     seed: int
+    snapshot: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Gate(ABC):
@@ -80,9 +84,11 @@ class TrainGate(Gate):
 
     Attributes:
         steps: at which training steps it is asked, for each anchor; 0 is before training.
+        leaders: with how many of the best candidates it compares, by the context's snapshot.
     """
 
     steps: tuple[int, ...]
+    leaders: int = 0
 
     @abstractmethod
     def check(self, ctx: TrainContext) -> Verdict:

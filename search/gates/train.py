@@ -1,4 +1,4 @@
-"""Gates that look at trainings: stability, quality, stall."""
+"""Gates that look at trainings: stability, quality, stall, pace."""
 
 from __future__ import annotations
 
@@ -165,4 +165,42 @@ class Stall(TrainGate):
         figures = {f"{ctx.anchor}.skill": skill}
         if self.low <= skill < self.high:
             return self.rejection(f"nothing learnt on {ctx.anchor}: skill {skill:.3f}", **figures)
+        return Pass(figures)
+
+
+class Pace(TrainGate):
+    """A learning-curve stop: the skill must not lag behind what the best candidates had after as many steps.
+
+    Compares with the snapshot that travels in the job, so that a worker needs to ask nobody: the candidate is rejected
+    where its skill is more than `margin` below the lowest of the leaders' there. Until there are enough leaders, all
+    pass.
+
+    Args:
+        at: training step, one at which other accepted candidates are measured too: all are, who pass this gate.
+        margin: of skill.
+        leaders: so many of the best of the last 256 accepted candidates are compared with.
+    """
+
+    def __init__(self, at: int, margin: float = 0.1, leaders: int = 16) -> None:
+        if at < 1 or margin < 0 or leaders < 1:
+            raise InputError(
+                f"a pace gate needs at >= 1, margin >= 0 and leaders >= 1, got at={at}, margin={margin}, "
+                f"leaders={leaders}"
+            )
+        self.steps = (at,)
+        self.margin = margin
+        self.leaders = leaders
+        self.name = f"pace@{at}"
+
+    def check(self, ctx: TrainContext) -> Verdict:
+        objective = ctx.task.objective()
+        skill = objective.skill(ctx.values[objective.name])
+        theirs = ctx.snapshot.get("curves", {}).get(ctx.anchor, {}).get(str(self.steps[0]), [])
+        least = min(theirs[: self.leaders], default=-math.inf)
+        figures = {f"{ctx.anchor}.skill": skill, **({f"{ctx.anchor}.leaders": least} if theirs else {})}
+        if not skill >= least - self.margin:
+            return self.rejection(
+                f"skill {skill:.3f} on {ctx.anchor}: the lowest of {len(theirs)} leaders had {least:.3f} by then",
+                **figures,
+            )
         return Pass(figures)
