@@ -16,6 +16,7 @@ OURS = (
     "normact.search.controllers",
     "normact.search.data",
     "normact.search.gates",
+    "normact.search.measures",
     "normact.search.pool",
     "normact.search.task",
     "normact.search.training",

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normact.search.anchors.base import Anchor, sites_of, sites_on
 from normact.search.data.base import Data, Split, Splits
+from normact.search.measures import RMSE, Accuracy, Measure, Measured, TrainingLoss, ValidationLoss
 from normact.search.objective import Objective
 from normact.search.training import (
     STATISTICS_BATCHES,
     Recipe,
     Training,
     drawing_from,
-    loss_of,
     outputs_of,
     restimate_statistics,
     running_kept,
@@ -28,102 +25,8 @@ from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.site import Site
 from normact.spaces.space import Space
 
-
-@dataclass(frozen=True)
-class Measured:
-    """What a measure may look at: outputs on examples, and the training so far.
-
-    `target_unit` is how much 1 of the targets is in the data's own unit, see `Data.target_unit`.
-    """
-
-    outputs: Tensor
-    targets: Tensor
-    training: Training
-    target_unit: float = 1.0
-
-
-class Measure(ABC):
-    """How an objective is computed. One instance serves all anchors.
-
-    Attributes:
-        reads_examples: False where the value does not depend on the examples that are given, so that there is
-            none for the test split.
-    """
-
-    reads_examples: bool = True
-
-    @abstractmethod
-    def objective(self, data: Data) -> Objective:
-        """The objective, with what is trivial on these data.
-
-        Raises:
-            InputError: these data cannot give it.
-        """
-
-    @abstractmethod
-    def value(self, measured: Measured) -> float:
-        """The value on an anchor."""
-
-
-class Accuracy(Measure):
-    """Share of validation examples whose class is given the largest output. Trivial: the most frequent class."""
-
-    def objective(self, data: Data) -> Objective:
-        if data.loss != "cross_entropy":
-            raise InputError(f"accuracy needs classes, but the data's loss is {data.loss}; drop this objective")
-        return Objective("accuracy", "", "maximize", float(_class_shares(data).max()), 1.0)
-
-    def value(self, measured: Measured) -> float:
-        if not torch.isfinite(measured.outputs).all():
-            return math.nan  # the argmax of a NaN is some class, which would score as chance
-        return float((measured.outputs.argmax(1) == measured.targets).float().mean())
-
-
-class ValidationLoss(Measure):
-    """Mean loss on the validation examples, statistics re-estimated before."""
-
-    def objective(self, data: Data) -> Objective:
-        return Objective("validation_loss", "", "minimize", _trivial_loss(data), 0.0)
-
-    def value(self, measured: Measured) -> float:
-        return float(loss_of(measured.training.loss, measured.outputs, measured.targets))
-
-
-class RMSE(Measure):
-    """Root of the mean square error on the validation examples, in the data's own unit. Trivial: the mean's."""
-
-    def objective(self, data: Data) -> Objective:
-        if data.loss != "mse":
-            raise InputError(f"rmse needs values to predict, but the data's loss is {data.loss}; use accuracy")
-        return Objective("rmse", "", "minimize", data.target_unit * math.sqrt(_trivial_loss(data)), 0.0)
-
-    def value(self, measured: Measured) -> float:
-        error = measured.outputs - measured.targets.view_as(measured.outputs)
-        return measured.target_unit * float(error.square().mean().sqrt())
-
-
-class TrainingLoss(Measure):
-    """Mean training loss of the second half of the steps: less noisy than any validation on few examples."""
-
-    reads_examples = False
-
-    def objective(self, data: Data) -> Objective:
-        return Objective("training_loss", "", "minimize", _trivial_loss(data), 0.0)
-
-    def value(self, measured: Measured) -> float:
-        return measured.training.second_half_loss
-
-
-def _trivial_loss(data: Data) -> float:
-    """The loss of a model that ignores its input: the entropy of the training labels, or their variance."""
-    if data.loss == "cross_entropy":
-        shares = _class_shares(data)
-        return float(-(shares * shares.clamp_min(1e-12).log()).sum())
-    return float(data.load().train.check_finite("training").y.var(0, correction=0).mean())
-
-
-def _class_shares(data: Data) -> Tensor:
-    return torch.bincount(data.load().train.y, minlength=data.outputs).double() / len(data.load().train)
+__all__ = ["RMSE", "Accuracy", "Measure", "Task", "TrainingLoss", "ValidationLoss"]
+# Configs of earlier runs name the measures here.
 
 
 class Task:
@@ -137,7 +40,7 @@ class Task:
         device: torch device of training.
 
     Raises:
-        InputError: no anchor, no measure, or a measure that the data cannot give.
+        InputError: no anchor, no measure, a first one that is none of quality, or a measure that the data cannot give.
     """
 
     def __init__(
@@ -152,6 +55,12 @@ class Task:
             raise InputError("a task needs at least one anchor, such as anchor=[preact_resnet]")
         if not measures:
             raise InputError("a task needs at least one objective, such as objective=[validation_loss]")
+        if not measures[0].quality:
+            name = measures[0].objective(data).name
+            raise InputError(
+                f"{name} cannot lead a search: its gates need a score of quality; put one first, such as "
+                f"objective=[validation_loss,{name}]"
+            )
         self.data = data
         self.anchors = dict(anchors)
         self.recipe = recipe
@@ -249,19 +158,32 @@ class Task:
         its own, the order of examples from a third. So trainings of two layers under one seed differ by the
         layer alone.
         """
+        layers: dict[Site, nn.Module] = {}
+
+        def fill(site: Site) -> nn.Module:
+            layers[site] = _made_apart(make, site, seed)
+            return layers[site]
+
         with drawing_from(seed):
-            model = self.anchors[anchor](lambda site: _made_apart(make, site, seed))
-        return Training(model.to(self.device), self.splits.train, self.recipe, self.data.loss, seed)
+            model = self.anchors[anchor](fill)
+        return Training(model.to(self.device), self.splits.train, self.recipe, self.data.loss, seed, layers)
 
     def measure(self, training: Training, examples: Split | None = None) -> dict[str, float]:
-        """Values by objective, on the validation examples or others, with running statistics re-estimated."""
-        if examples is None:
-            examples = self.splits.validation
+        """Values by objective, on the validation examples or others, with running statistics re-estimated.
+
+        What is none of quality is measured where the training has ended; of other examples what reads them.
+        """
+        validation = self.splits.validation
+        ended = training.step >= self.recipe.steps
         with running_kept(training.model):
             restimate_statistics(training.model, self._statistics_examples, self.recipe.batch_size)
-            outputs = outputs_of(training.model, examples.x)
-        measured = Measured(outputs, examples.y, training, self.data.target_unit)
-        return {name: measure.value(measured) for name, measure in self.measures.items()}
+            outputs = outputs_of(training.model, (examples or validation).x)
+            measured = Measured(training, examples or validation, outputs, validation, self.data.target_unit)
+            return {
+                name: measure.value(measured)
+                for name, measure in self.measures.items()
+                if (measure.quality or ended) and (measure.reads_examples or examples is None)
+            }
 
 
 def _made_apart(make: Callable[[Site], nn.Module], site: Site, seed: int) -> nn.Module:

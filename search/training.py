@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from normact.search.data.base import Loss, Split
 from normact.search.flat import Flat, can_be_flat, clip, move_state, step
 from normact.spaces.errors import InputError
+from normact.spaces.site import Site
 
 EVALUATION_BATCH = 256
 STATISTICS_BATCHES = 4
@@ -118,10 +119,20 @@ class Training:
         recipe: how.
         loss: of the task.
         seed: of the order of examples, and of what the model draws while it trains.
+        layers: what fills the sites of the model, for measures that look at them.
     """
 
-    def __init__(self, model: nn.Module, examples: Split, recipe: Recipe, loss: Loss, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Split,
+        recipe: Recipe,
+        loss: Loss,
+        seed: int,
+        layers: Mapping[Site, nn.Module] | None = None,
+    ) -> None:
         self.model = model
+        self.layers = dict(layers or {})
         self.examples = examples
         self.recipe = recipe
         self.loss = loss

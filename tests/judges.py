@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from normact.search.objective import Objective, Score
@@ -57,6 +58,9 @@ def expected(space: Space, proposal: Proposal) -> str:
 
 
 def scored(outcomes: dict[int, Outcome]) -> dict[int, Any]:
-    """What must not depend on workers, order or kills: everything but costs and the worker's name."""
+    """What must not depend on workers, order or kills: everything but costs, timed scores and the worker's name."""
     costs = ("seconds", "memory", "worker", "device")
-    return {n: {k: v for k, v in o.to_json().items() if k not in costs} for n, o in sorted(outcomes.items())}
+    untimed = {
+        n: replace(o, scores=tuple(s for s in o.scores if s.objective != "relative_time")) for n, o in outcomes.items()
+    }
+    return {n: {k: v for k, v in o.to_json().items() if k not in costs} for n, o in sorted(untimed.items())}
