@@ -120,11 +120,17 @@ class ActBenchSpace(GraphSpace):
         return super().mutate(self._of_three(candidate, rng), rng)
 
     def crossover(self, a: LayerGraph, b: LayerGraph, rng: np.random.Generator) -> LayerGraph:
-        return super().crossover(self._of_three(a, rng), self._of_three(b, rng), rng)
+        cut = int(rng.integers(1, 3))
+        child = LayerGraph(self._of_three(a, rng).nodes[:cut] + self._of_three(b, rng).nodes[cut:])
+        return b if self.invalid(child) else child
 
     def suggest(self, trial: Any) -> LayerGraph:
         ops = (trial.suggest_categorical(f"op{k}", self._choices(k)) for k in range(3))
         return LayerGraph(tuple(_node(k, op) for k, op in enumerate(ops)))
+
+    def trial_parameters(self, candidate: LayerGraph) -> dict[str, Any] | None:
+        nodes = self._operators(candidate)
+        return {f"op{k}": node.op for k, node in enumerate(nodes)} if nodes else None
 
     def _draw(self, position: int, rng: np.random.Generator) -> Node:
         choices = self._choices(position)
@@ -142,14 +148,17 @@ class ActBenchSpace(GraphSpace):
 
     def _of_three(self, graph: LayerGraph, rng: np.random.Generator) -> LayerGraph:
         """The expression with a node for each operator, also where both sides are equal; a sample for others."""
-        nodes = [graph.nodes[i] for i in graph.live]
-        right = nodes[-1]
-        arguments = [graph.nodes[a] for a in right.args if isinstance(a, int)]
+        nodes = self._operators(graph)
+        return LayerGraph(nodes) if nodes else self.sample(rng)
+
+    def _operators(self, graph: LayerGraph) -> tuple[Node, ...]:
+        """The three nodes of binary(unary(x), unary(x)); none where the graph is no such expression."""
+        root = graph.nodes[-1]
+        arguments = [graph.nodes[a] for a in root.args if isinstance(a, int)]
+        nodes = (*arguments, Node(root.op, (0, 1)))
         if graph.affine or len(arguments) != 2 or any(node.args != ("x",) for node in arguments):
-            return self.sample(rng)
-        if any(node.op not in self.ops for node in nodes):
-            return self.sample(rng)
-        return LayerGraph((*arguments, Node(right.op, (0, 1))))
+            return ()
+        return nodes if all(node.op in self.ops for node in nodes) else ()
 
     def parse(self, text: str) -> LayerGraph:
         """A catalogue name or an expression in the benchmark's notation."""

@@ -195,25 +195,61 @@ class GraphSpace(Space[LayerGraph]):
         return candidate
 
     def crossover(self, a: LayerGraph, b: LayerGraph, rng: np.random.Generator) -> LayerGraph:
-        """The first nodes of `a` and the further ones of `b`, cut at one random place."""
-        first, second = self._padded(a, rng), self._padded(b, rng)
-        length = max(len(first), len(second))
+        """`b` with a part of `a` in it: an argument of a random node becomes a random node of `a` with all below it.
+
+        Live nodes alone take part, as one-point and uniform crossover of the node lists mostly mix dead ones. Drawn
+        again while the child is a parent, too large or invalid, up to 1,000 times; then it is `b`.
+        """
+        donor, receiver = a.canonical, b.canonical
+        most = max(self.nodes, len(a.nodes), len(b.nodes))
         for _ in range(MAX_TRIES):
-            cut = int(rng.integers(1, length)) if length > 1 else 0
-            graph = LayerGraph(first[:cut] + second[len(first[:cut]) :], b.affine)
-            if graph.nodes and not self.invalid(graph):
-                return graph
+            root = int(rng.integers(len(donor.nodes)))
+            part = LayerGraph(donor.nodes[: root + 1]).canonical.nodes
+            nodes = list(_behind(receiver.nodes, part))
+            op, args = nodes[(position := int(rng.integers(len(part), len(nodes))))]
+            slot = int(rng.integers(len(args)))
+            nodes[position] = Node(op, (*args[:slot], len(part) - 1, *args[slot + 1 :]))
+            child = LayerGraph(tuple(nodes), b.affine).canonical
+            if len(child.nodes) <= most and child not in (donor, receiver) and not self.invalid(child):
+                return LayerGraph(self._padded(child, rng), b.affine)
         return b
 
     def suggest(self, trial: Any) -> LayerGraph:
-        """A graph from an Optuna trial. It may fail `invalid`, which the structure gate then records."""
+        """A graph from an Optuna trial: an op for each node and as many arguments as any op takes, of which it uses
+        the first ones. So all trials have the same parameters, which samplers ask for that cross or model them jointly.
+
+        Where the output would not depend on x, the last input on its line of first arguments becomes x: 70% of draws
+        of the paper's space would otherwise be wasted. Constraints may still be broken, see `invalid`.
+        """
         nodes: list[Node] = []
         for position in range(self.nodes):
-            op = trial.suggest_categorical(f"op{position}", list(self.ops))
-            choices = len(self.inputs) + position
-            picks = (trial.suggest_int(f"arg{position}_{k}", 0, choices - 1) for k in range(self._arity[op]))
-            nodes.append(Node(op, tuple(self._argument(pick) for pick in picks)))
-        return LayerGraph(tuple(nodes), self.post_affine)
+            op = trial.suggest_categorical(f"op{position}", self.ops)
+            choices = (*self.inputs, *range(position))
+            picks = [trial.suggest_categorical(f"arg{position}_{k}", choices) for k in range(max(self._arities))]
+            nodes.append(Node(op, tuple(picks[: self._arity[op]])))
+        graph = LayerGraph(tuple(nodes), self.post_affine)
+        return graph if graph.reaches_x else _made_to_reach_x(graph)
+
+    def trial_parameters(self, candidate: LayerGraph) -> dict[str, Any] | None:
+        for nodes in (candidate.nodes, candidate.canonical.nodes):
+            if candidate.affine == self.post_affine and len(nodes) <= self.nodes and self._expresses(nodes):
+                dead = Node(self.ops[0], self.inputs[:1] * self._arities[0])
+                return self._parameters(_behind(nodes, [dead] * (self.nodes - len(nodes))))
+        return None
+
+    def _expresses(self, nodes: Sequence[Node]) -> bool:
+        """Whether the space has all ops and inputs of the nodes."""
+        named = {arg for node in nodes for arg in node.args if isinstance(arg, str)}
+        return named <= {*self.inputs} and all(node.op in self._arity for node in nodes)
+
+    def _parameters(self, nodes: Sequence[Node]) -> dict[str, Any]:
+        """What a trial says for the nodes; arguments that an op does not take are the first input."""
+        parameters: dict[str, Any] = {}
+        for position, (op, args) in enumerate(nodes):
+            parameters[f"op{position}"] = op
+            for k in range(max(self._arities)):
+                parameters[f"arg{position}_{k}"] = args[k] if k < len(args) else self.inputs[0]
+        return parameters
 
     def _draw(self, position: int, rng: np.random.Generator) -> Node:
         return self._node(*rng.integers(0, self._below[position]).tolist())
@@ -244,11 +280,7 @@ class GraphSpace(Space[LayerGraph]):
     def _padded(self, graph: LayerGraph, rng: np.random.Generator) -> tuple[Node, ...]:
         """The graph's nodes behind random dead ones, so that a short one can grow to the space's size."""
         missing = max(0, self.nodes - len(graph.nodes))
-        if not missing:
-            return graph.nodes
-        front = tuple(self._draw(position, rng) for position in range(missing))
-        moved = (Node(n.op, tuple(a + missing if isinstance(a, int) else a for a in n.args)) for n in graph.nodes)
-        return (*front, *moved)
+        return _behind(graph.nodes, [self._draw(position, rng) for position in range(missing)])
 
     def invalid(self, candidate: LayerGraph) -> str:
         if not candidate.reaches_x:
@@ -312,6 +344,24 @@ class GraphSpace(Space[LayerGraph]):
         return [
             Site(kind, index, features, layout=layout, causal=self.causal) for index, layout in enumerate(self._layouts)
         ]
+
+
+def _behind(nodes: Sequence[Node], front: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes after others, which they do not use."""
+    shift = len(front)
+    moved = (Node(op, tuple(arg + shift if isinstance(arg, int) else arg for arg in args)) for op, args in nodes)
+    return (*front, *moved)
+
+
+def _made_to_reach_x(graph: LayerGraph) -> LayerGraph:
+    """The graph with x for the input where the line of first arguments from the output ends."""
+    nodes = list(graph.nodes)
+    position = len(nodes) - 1
+    while isinstance(first := nodes[position].args[0], int):
+        position = first
+    op, args = nodes[position]
+    nodes[position] = Node(op, ("x", *args[1:]))
+    return LayerGraph(tuple(nodes), graph.affine)
 
 
 def has_moment(graph: LayerGraph) -> bool:

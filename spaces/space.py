@@ -73,6 +73,13 @@ class Space(ABC, Generic[Candidate]):
         """
         raise InputError(f"{type(self).__name__} has no suggest(trial); choose a controller other than Optuna's")
 
+    def trial_parameters(self, candidate: Candidate) -> dict[str, Any] | None:
+        """Parameters of an Optuna trial from which `suggest` makes a candidate of the same key, by name.
+
+        None where none do, such as for a start from outside the space, or where that is unknown (the default).
+        """
+        return None
+
     @abstractmethod
     def build(self, candidate: Candidate, site: Site) -> nn.Module:
         """A fresh module for a site.

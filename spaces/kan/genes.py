@@ -108,6 +108,22 @@ class Changing:
         return options[int(self.rng.integers(len(options)))]
 
 
+@dataclass
+class Repeating:
+    """Picks as given choices say, the first option where those do not say, and notes what it picked.
+
+    Attributes:
+        made: each pick by its name.
+    """
+
+    given: Mapping[str, Any]
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, name: str, options: Sequence[Any]) -> Any:
+        known = self.given.get(_plain(name, self.given))
+        return self.made.setdefault(name, known if known in options else options[0])
+
+
 def _plain(name: str, given: Mapping[str, Any]) -> str:
     """A choice may be asked under a name that ends in `@...`, where its options depend on others."""
     return name if name in given else name.partition("@")[0]

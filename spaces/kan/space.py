@@ -20,6 +20,7 @@ from normact.spaces.kan.genes import (
     KanCandidate,
     LayerGene,
     Pick,
+    Repeating,
     choices_of,
     drawn_from,
     mixing_of,
@@ -143,6 +144,10 @@ class KanSpace(Space[KanCandidate]):
 
     def suggest(self, trial: Any) -> KanCandidate:
         return self.draw(suggested_by(trial))
+
+    def trial_parameters(self, candidate: KanCandidate) -> dict[str, Any] | None:
+        picks = Repeating(choices_of(candidate))
+        return picks.made if self.draw(picks) == candidate else None
 
     def build(self, candidate: KanCandidate, site: Site) -> nn.Module:
         gene = candidate.at(site.index)

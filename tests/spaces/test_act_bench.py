@@ -314,9 +314,16 @@ def test_a_mutation_keeps_two_of_three_operators_also_where_both_sides_are_equal
 @given(seed=SEEDS)
 def test_an_optuna_trial_can_give_every_expression(space, seed):
     graph = space.sample(rng(seed))
-    trial = optuna.trial.FixedTrial({f"op{k}": node.op for k, node in enumerate(graph.nodes)})
+    trial = optuna.trial.FixedTrial(space.trial_parameters(graph))
     assert space.suggest(trial) == graph
+    assert trial.params == {f"op{k}": node.op for k, node in enumerate(graph.nodes)}
     assert set(trial.distributions) == {"op0", "op1", "op2"}
+
+
+@pytest.mark.parametrize("text", ["add(relu(x),relu(x))", "evonorm_b0", "relu(x)", "max(relu(x),cosh(elu(x)))"])
+def test_only_the_5103_have_trial_parameters(space, text):
+    parameters = space.trial_parameters(space.parse(text))
+    assert parameters == ({"op0": "relu", "op1": "relu", "op2": "add"} if text.startswith("add") else None)
 
 
 def test_the_activation_stands_behind_the_fixed_norm(space):

@@ -13,7 +13,7 @@ from normact.launch.config import compose_config, space_of
 from normact.spaces import Conv, InputError, KanSpace, Site, fingerprint
 from normact.spaces.fingerprint import probe_batch
 from normact.spaces.kan import BASES, Basis
-from normact.spaces.kan.genes import FamilyGene, KanCandidate, LayerGene, choices_of
+from normact.spaces.kan.genes import FamilyGene, KanCandidate, LayerGene
 from normact.spaces.kan.kinds import KINDS
 from normact.spaces.kan.normalizers import BOUNDED
 
@@ -107,24 +107,22 @@ def test_a_crossover_takes_each_layer_s_kind_from_a_parent():
     assert kinds == {("kan", "kan"), ("kan", "node"), ("node", "kan"), ("node", "node")}
 
 
-class Answering:
-    """A trial that answers as it was told."""
+@pytest.mark.parametrize("site", SITES)
+@settings(max_examples=25, deadline=None)
+@given(seed=SEEDS)
+def test_an_optuna_trial_can_give_every_candidate(site, seed):
+    candidate = space(site).sample(np.random.default_rng(seed))
+    trial = optuna.trial.FixedTrial(space(site).trial_parameters(candidate))
+    assert space(site).suggest(trial) == candidate
+    assert trial.params == space(site).trial_parameters(candidate)
 
-    def __init__(self, given):
-        self.given = given
 
-    def suggest_categorical(self, name, options):
-        value = self.given.get(name, self.given.get(name.partition("@")[0]))
-        return value if value in options else options[0]
+def test_a_candidate_has_no_trial_parameters_where_it_is_not_of_the_space():
+    assert space().trial_parameters(space().parse("kan(bspline(grid=77))")) is None
 
 
-def test_optuna_can_suggest_all_that_is_sampled():
-    """Each sampled candidate comes out when a trial is made to choose its picks."""
+def test_optuna_s_sampler_gets_along_with_the_space():
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    rng = np.random.default_rng(1)
-    for _ in range(40):
-        candidate = space().sample(rng)
-        assert space().suggest(Answering(choices_of(candidate))) == candidate
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     for _ in range(30):  # a name always has the same options, or Optuna refuses
         trial = study.ask()
