@@ -106,6 +106,9 @@ def print_standings(console: Console, rows: Sequence[Standing], objective: str) 
     table.add_column("layer")
     for column in (*anchors, "mean", "sd", "difference", "95% interval", "p (Holm)"):
         table.add_column(column, justify="right")
+    tuned = any(row.lr is not None for row in rows)
+    if tuned:
+        table.add_column("lr", justify="right")
     table.add_column("verdict")
     for row in rows:
         difference = "" if row.difference is None else f"{row.difference:+.4f}"
@@ -119,6 +122,7 @@ def print_standings(console: Console, rows: Sequence[Standing], objective: str) 
             difference,
             interval,
             "" if row.p is None else f"{row.p:.2g}",
+            *([f"{row.lr:.3g}"] if tuned and row.lr is not None else [""] * tuned),
             row.verdict + failed,
         )
     console.print(table)

@@ -18,6 +18,7 @@ from normact.search.ledger import Ledger
 from normact.search.objective import Objective
 from normact.search.pool import Pool
 from normact.search.rerank import Entrant, Rerank, Standing
+from normact.search.trainings import Trainings
 from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.space import Space
 
@@ -74,17 +75,17 @@ def _rerank(
 ) -> list[Standing]:
     trainings_depend_on = {part: config[part] for part in ("data", "objective", "space", "task")}
     trainings_depend_on["rerank"] = {part: config["rerank"][part] for part in ("anchor", "recipe")}
-    judged = Rerank(
-        entrants,
-        config["rerank"]["seeds"],
-        objective,
-        trainings_depend_on,
-        ledger,
-        pool,
-        config["limits"]["train_seconds"],
-    )
+    seconds = config["limits"]["train_seconds"]
+    trainings = Trainings(trainings_depend_on, ledger, pool, seconds, reads_test=True)
+    judged = Rerank(entrants, config["rerank"]["seeds"], objective, trainings, grid_of(config))
     with rerank_progress(console) as on_progress:
         return judged.run(on_progress)
+
+
+def grid_of(config: Config) -> list[float]:
+    """The learning rates that entrants choose from: the rerank's recipe's own times each factor."""
+    lr = rerank_task_of(config).recipe.lr
+    return [lr * factor for factor in config["rerank"].get("lr_factors", [])]
 
 
 def entrants_of(config: Config, history: History, evaluator: Evaluator, known: dict[str, str]) -> list[Entrant]:

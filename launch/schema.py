@@ -37,6 +37,10 @@ _ABOVE = Kind("a number above zero", lambda v: _is_number(v) and v > 0)
 _SHARE = Kind("a number of at least 0", lambda v: _is_number(v) and v >= 0)
 _TEXT = Kind("a text that is not empty", lambda v: isinstance(v, str) and v != "")
 _TEXTS = Kind("a list of texts", lambda v: isinstance(v, list) and all(isinstance(item, str) for item in v))
+_FACTORS = Kind(
+    "a list of different numbers above zero",
+    lambda v: isinstance(v, list) and all(_ABOVE.fits(item) for item in v) and len(set(v)) == len(v),
+)
 _SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
 _SECTION = Kind("a section", lambda v: isinstance(v, dict))
 _PART = Kind("a section with a `_target_`", lambda v: isinstance(v, dict) and isinstance(v.get("_target_"), str))
@@ -87,7 +91,7 @@ _CLOSED: dict[str, tuple[dict[str, Kind], dict[str, Kind]]] = {
     "task": ({"device": _TEXT}, {}),
     "rerank": (
         {"finalists": _whole(0), "baselines": _TEXTS, "seeds": _whole(2), "objective": _TEXT, "recipe": _PART},
-        {"anchor": _PARTS},
+        {"anchor": _PARTS, "lr_factors": _FACTORS},
     ),
     "export": ({"winner": _SWITCH}, {}),
     "race": ({"seeds": _whole(1), "share": _ABOVE, "least": _whole(1)}, {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import resource
 import time
@@ -26,6 +27,9 @@ from normact.search.training import Training, drawing_from, mixed
 from normact.spaces.errors import InputError
 from normact.spaces.site import Site
 from normact.spaces.space import Space
+
+CHANGEABLE = ("steps", "warmup", "lr")
+"""Of a recipe, by a single job."""
 
 
 @dataclass
@@ -90,6 +94,7 @@ class Evaluator:
         self.screen_gates = [g for g in gates if isinstance(g, ScreenGate)]
         self.train_gates = [g for g in gates if isinstance(g, TrainGate)]
         self.measure_test = measure_test
+        self._changed: dict[tuple[tuple[str, Any], ...], Evaluator] = {}
         names = [gate.name for gate in gates]
         if len(set(names)) != len(names):
             raise InputError(f"gates need different names, got {', '.join(names)}")
@@ -101,6 +106,8 @@ class Evaluator:
                 )
 
     def __call__(self, job: Job) -> Sequence[Outcome]:
+        if job.recipe:
+            return self._with(job.recipe)(replace(job, recipe={}))
         snapshot = job.snapshot
 
         def train(candidate: Any, record: _Record) -> Rejection | None:
@@ -111,6 +118,23 @@ class Evaluator:
             keep_freed_memory()
             self._load()
         return [self._judged(judge, number, data, job.seed) for number, data in job.candidates]
+
+    def _with(self, changes: Mapping[str, Any]) -> Evaluator:
+        """One with a changed recipe that shares the data.
+
+        Raises:
+            InputError: a change that data or gates depend on, or a recipe that cannot be.
+        """
+        if unknown := [name for name in changes if name not in CHANGEABLE]:
+            raise InputError(f"a training's recipe may change in {', '.join(CHANGEABLE)}, got {unknown[0]!r}")
+        key = tuple(sorted(changes.items()))
+        if key not in self._changed:
+            self._load()
+            task = copy.copy(self.task)
+            task.recipe = replace(task.recipe, **changes)
+            gates = [*self.screen_gates, *self.train_gates]
+            self._changed[key] = Evaluator(self.space, task, gates, self.measure_test)
+        return self._changed[key]
 
     def _load(self) -> None:
         """Data that cannot be loaded are no candidate's fault, and the time that takes is none of its cost."""

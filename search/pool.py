@@ -25,6 +25,7 @@ class Job:
         seed: of everything random in it.
         time_limit: seconds after which a pool that can kill gives up; 0 for none.
         snapshot: plain data that stopping rules compare with.
+        recipe: changes of the task's recipe, such as `{"lr": 0.02}`.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Job:
     seed: int
     time_limit: float = 0.0
     snapshot: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Evaluate(Protocol):

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
-from normact.search.ledger import Event, Ledger
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome
-from normact.search.pool import Done, Failed, Job, Lost, Pool
+from normact.search.trainings import Trainings, Wanted
 from normact.spaces.errors import InputError
 
 FIRST_SEED = 1_000_000
 """Seeds of reranks count from here, so that none is a search's."""
+
+FIRST_TUNING_SEED = 2_000_000
+"""Those that decide about learning rates."""
 
 ENOUGH_SEEDS = 8
 """With fewer, a result is preliminary and nothing may be called better."""
@@ -62,6 +61,7 @@ class Standing:
             baselines `best baseline` or `baseline`.
         p: Holm-adjusted p value of the paired t test, which decides the verdict; None for baselines.
         seeds: how many.
+        lr: the learning rate that was best for it on validation; None where there was no choice.
     """
 
     entrant: Entrant
@@ -76,24 +76,26 @@ class Standing:
     verdict: str
     p: float | None
     seeds: int
+    lr: float | None = None
 
 
 class Rerank:
     """Trains every entrant on every seed, in parallel, resumable: trainings in the ledger are not repeated.
 
-    Entrants with the same candidate, such as a catalogue layer that the search found again, are trained once.
+    Each entrant gets the learning rate of the grid that is best for it on validation, over tuning seeds of their own;
+    then all are trained on the same fresh seeds. Entrants with the same candidate, such as a catalogue layer that the
+    search found again, are trained once.
 
     Args:
         entrants: finalists and baselines.
         seeds: how many paired seeds.
         objective: what decides, such as accuracy; its test value is measured as `test_<name>`.
-        setting: what the rerank's trainings depend on (task, recipe); a change of it makes a new rerank.
-        ledger: of the run; opened for writing.
-        pool: judges with an evaluator that measures the test split.
-        train_seconds: wall time one training may take.
+        trainings: train on the pool, with an evaluator that measures the test split.
+        grid: learning rates; the recipe's own alone where empty.
+        tuning_seeds: how many seeds decide about the learning rate, where there is a choice.
 
     Raises:
-        InputError: no finalist, no baseline, two entrants of one name, or no seed.
+        InputError: no finalist, no baseline, two entrants of one name, too few seeds, or a learning rate twice.
     """
 
     def __init__(
@@ -101,10 +103,9 @@ class Rerank:
         entrants: Sequence[Entrant],
         seeds: int,
         objective: Objective,
-        setting: Any,
-        ledger: Ledger,
-        pool: Pool,
-        train_seconds: float = 600.0,
+        trainings: Trainings,
+        grid: Sequence[float] = (),
+        tuning_seeds: int = 2,
     ) -> None:
         roles = [entrant.role for entrant in entrants]
         if "finalist" not in roles or "baseline" not in roles:
@@ -114,89 +115,49 @@ class Rerank:
             )
         if len({entrant.name for entrant in entrants}) != len(entrants):
             raise InputError(f"entrants need different names, got {[entrant.name for entrant in entrants]}")
-        if seeds < 2:
-            raise InputError(f"a rerank needs at least 2 seeds to have a spread, got {seeds}")
+        if seeds < 2 or tuning_seeds < 1:
+            raise InputError(
+                f"a rerank needs at least 2 seeds to have a spread, and 1 to tune on, got {seeds} and {tuning_seeds}"
+            )
+        if len(set(grid)) != len(grid):
+            raise InputError(f"the grid of learning rates names one twice: {list(grid)}")
         self.entrants = list(entrants)
         self.seeds = [FIRST_SEED + i for i in range(seeds)]
         self.objective = objective
-        self.setting = hashlib.blake2b(json.dumps(setting, sort_keys=True).encode(), digest_size=8).hexdigest()
-        self.ledger = ledger
-        self.pool = pool
-        self.train_seconds = train_seconds
+        self.trainings = trainings
+        self.grid = list(grid)
+        self.tuning_seeds = [FIRST_TUNING_SEED + i for i in range(tuning_seeds if len(grid) > 1 else 0)]
         self.results: dict[tuple[int, int], Outcome] = {}
-        self._alike: defaultdict[str, list[int]] = defaultdict(list)
-        for index, entrant in enumerate(self.entrants):
-            self._alike[_text(entrant.candidate)].append(index)
 
     def run(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Standing]:
         """Train what the ledger lacks, and judge. Calls `on_progress(done, total)` after each training."""
-        self._recall()
-        total = len(self.entrants) * len(self.seeds)
-        jobs = [
-            Job(i, "train", ((index, self.entrants[index].candidate),), seed, self.train_seconds)
-            for i, (index, seed) in enumerate((e[0], s) for s in self.seeds for e in self._alike.values())
-            if (index, seed) not in self.results
-        ]
-        on_progress(len(self.results), total)
-        if jobs:
-            self.ledger.append([Event("test_read", 0, {"setting": self.setting, "trainings": len(jobs)})])
-        for outcome, job in self._judged(jobs):
-            index = job.candidates[0][0]
-            self._take(self.entrants[index].candidate, job.seed, outcome)
-            self.ledger.append([self._event(index, job.seed, outcome)])
-            on_progress(len(self.results), total)
-        return standings(self.entrants, self.seeds, self.results, self.objective)
+        tuned = len(self.tuning_seeds) * len(self.grid) * len(self.entrants)
+        total = tuned + len(self.seeds) * len(self.entrants)
+        rates = self._rates(lambda done, _: on_progress(done, total))
+        cells = [(index, seed) for seed in self.seeds for index in range(len(self.entrants))]
+        wanted = [self._wanted(index, seed, rates[index]) for index, seed in cells]
+        outcomes = self.trainings.run(wanted, lambda done, _: on_progress(tuned + done, total))
+        self.results = dict(zip(cells, outcomes, strict=True))
+        return standings(self.entrants, self.seeds, self.results, self.objective, rates)
 
-    def _judged(self, jobs: Sequence[Job]) -> Iterator[tuple[Outcome, Job]]:
-        waiting = list(reversed(jobs))
-        flying = 0
-        deaths: defaultdict[int, int] = defaultdict(int)
-        while waiting or flying:
-            while waiting and self.pool.free("train") > 0:
-                self.pool.submit(waiting.pop())
-                flying += 1
-            report = self.pool.next(1.0)
-            if report is None:
-                continue
-            flying -= 1
-            job = report.job
-            if isinstance(report, Done):
-                yield report.outcomes[0], job
-            elif isinstance(report, Failed):  # the evaluator's fault, such as missing test data: no layer's result
-                raise InputError(f"the rerank cannot go on: {report.reason}")
-            elif isinstance(report, Lost) and not deaths[job.id]:
-                deaths[job.id] += 1
-                waiting.append(job)
-            else:
-                yield (
-                    Outcome(job.candidates[0][0], type(report).__name__, str(report)[:500], seed=job.seed),
-                    job,
-                )
+    def _rates(self, on_progress: Callable[[int, int], None]) -> list[float | None]:
+        """The learning rate of each entrant; None for the recipe's own."""
+        if not self.tuning_seeds:
+            return [self.grid[0] if self.grid else None] * len(self.entrants)
+        cells = [(i, lr) for lr in self.grid for i in range(len(self.entrants))]
+        wanted = [self._wanted(i, seed, lr) for i, lr in cells for seed in self.tuning_seeds]
+        outcomes = iter(self.trainings.run(wanted, on_progress))
+        found = {cell: [next(outcomes) for _ in self.tuning_seeds] for cell in cells}
 
-    def _event(self, index: int, seed: int, outcome: Outcome) -> Event:
+        def skill(index: int, lr: float) -> float:
+            values = [_mean(outcome, self.objective.name, self.objective) for outcome in found[index, lr]]
+            return self.objective.skill(float(np.mean(values)))
+
+        return [max(self.grid, key=lambda lr: skill(index, lr)) for index in range(len(self.entrants))]
+
+    def _wanted(self, index: int, seed: int, lr: float | None) -> Wanted:
         entrant = self.entrants[index]
-        data = {
-            "setting": self.setting,
-            "entrant": entrant.name,
-            "candidate": entrant.candidate,
-            "seed": seed,
-            "outcome": outcome.to_json(),
-        }
-        return Event("reranked", index, data)
-
-    def _recall(self) -> None:
-        for event in self.ledger.events("reranked"):
-            data = event.data
-            if data["setting"] == self.setting and data["seed"] in self.seeds:
-                self._take(data["candidate"], data["seed"], Outcome.from_json(data["outcome"]))
-
-    def _take(self, candidate: Any, seed: int, outcome: Outcome) -> None:
-        for index in self._alike.get(_text(candidate), ()):
-            self.results[index, seed] = outcome
-
-
-def _text(candidate: Any) -> str:
-    return json.dumps(candidate, sort_keys=True)
+        return Wanted(index, entrant.name, entrant.candidate, seed, {} if lr is None else {"lr": lr})
 
 
 def standings(
@@ -204,6 +165,7 @@ def standings(
     seeds: Sequence[int],
     results: Mapping[tuple[int, int], Outcome],
     objective: Objective,
+    rates: Sequence[float | None] | None = None,
 ) -> list[Standing]:
     """Judge the trainings: the best test value first.
 
@@ -240,6 +202,7 @@ def standings(
                 verdict,
                 p,
                 len(seeds),
+                rates[i] if rates else None,
             )
         )
     return sorted(rows, key=lambda row: -objective.skill(row.test))

@@ -25,6 +25,7 @@ from normact.search.history import History
 from normact.search.ledger import Event, Ledger
 from normact.search.outcome import Outcome
 from normact.search.rerank import Entrant, Rerank
+from normact.search.trainings import Trainings
 from normact.spaces import Space
 
 RESULTS = Path(__file__).parent / "results"
@@ -111,7 +112,9 @@ class Study:
             objective = task_of(config).objective(config["rerank"]["objective"])
             depends = {name: config[name] for name in ("recipe", "anchor", "data")}
             with closing(pool_of(config, in_worker(rerank_evaluator, config), [])) as pool:
-                judged = Rerank(members, seeds, objective, depends, ledger, pool, TRAIN_SECONDS)
+                judged = Rerank(
+                    members, seeds, objective, Trainings(depends, ledger, pool, TRAIN_SECONDS, reads_test=True)
+                )
                 begin = time.perf_counter()
 
                 def progress(done: int, total: int) -> None:

@@ -24,6 +24,7 @@ TINY = [
 TINY_RERANK = [
     "rerank.finalists=1",
     "rerank.seeds=2",
+    "rerank.lr_factors=[]",
     "rerank.baselines=[bn_relu]",
     "anchor@rerank.anchor=[deep_resnet]",
     "rerank.anchor.deep_resnet.width=4",

@@ -93,6 +93,7 @@ def toy_command(folder, pool, space="toy"):
     """A search of that space: 60 proposals, no gates but those of form, finite numbers and duplicates."""
     gates = ["~gates.propagation", "~gates.stability", "~gates.stall_30", "~gates.quality_100", "~gates.quality_50"]
     rerank = ["rerank.finalists=2", "rerank.seeds=2", "rerank.baselines=[plain_square]", "anchor@rerank.anchor=[toy]"]
+    rerank.append("rerank.lr_factors=[]")
     return [
         "search", "--config-dir", folder, f"space={space}", "anchor=[toy]", f"pool={pool}", "recipe.steps=20",
         "recipe.lr=0.001", *gates, *rerank, "rerank.recipe.steps=30", "budget.minutes=null", "budget.proposals=60",

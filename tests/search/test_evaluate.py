@@ -333,3 +333,31 @@ def test_gates_need_different_names():
 def test_a_gate_past_the_last_step_is_refused():
     with pytest.raises(InputError, match=r"quality@13 looks at step 13, but training ends at 12"):
         evaluator([Quality(13, 0.1)])
+
+
+# -- a job's own recipe ----------------------------------------------------------------------------------------
+
+
+def test_a_job_may_change_the_recipe():
+    evaluate = evaluator()
+    changed = Job(0, "train", ((0, "bn_relu"),), 0, recipe={"lr": 0.001, "steps": 3})
+    (outcome,) = evaluate(changed)
+    task = small_task(data=NoTest(blobs()))
+    task.recipe = dataclasses.replace(task.recipe, lr=0.001, steps=3)
+    assert pure(outcome) == pure(judge(evaluator(task=task), "train", "bn_relu"))
+    assert outcome.steps == 3
+    assert pure(evaluate(changed)[0]) == pure(outcome)
+    assert judge(evaluate, "train", "bn_relu").steps == small_task(data=blobs()).recipe.steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"batch_size": 8}, "may change in steps, warmup, lr, got 'batch_size'"),
+        ({"steps": 0}, "a recipe needs steps"),
+        ({"steps": 1}, "quality@2 looks at step 2, but training ends at 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(changes, match):
+    with pytest.raises(InputError, match=match):
+        evaluator([Quality(2, 0.1)])(Job(0, "train", ((0, "bn_relu"),), 0, recipe=changes))

@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +10,8 @@ from normact.search.ledger import Ledger
 from normact.search.objective import Objective, Score
 from normact.search.outcome import Outcome
 from normact.search.pool import Failed, LocalPool, Lost, TimedOut
-from normact.search.rerank import FIRST_SEED, Entrant, Rerank, standings
+from normact.search.rerank import FIRST_SEED, FIRST_TUNING_SEED, Entrant, Rerank, standings
+from normact.search.trainings import Trainings
 from normact.spaces import InputError
 
 ACCURACY = Objective("accuracy", "", "maximize", 0.1, 1.0)
@@ -207,9 +210,10 @@ def ledger(tmp_path):
         yield ledger
 
 
-def rerank(ledger, entrants=ENTRANTS, seeds=8, setting="task", pool=None, judge=None):
+def rerank(ledger, entrants=ENTRANTS, seeds=8, setting="task", pool=None, judge=None, **grid):
     judge = judge or Judge()
-    run = Rerank(entrants, seeds, ACCURACY, setting, ledger, pool or LocalPool(lambda: judge))
+    trainings = Trainings(setting, ledger, pool or LocalPool(lambda: judge), reads_test=True)
+    run = Rerank(entrants, seeds, ACCURACY, trainings, **grid)
     return run, judge.trained
 
 
@@ -225,6 +229,48 @@ def test_everyone_is_trained_on_every_fresh_seed(ledger):
         ("gn_relu", "baseline"),
     ]
     assert rows[0].difference == pytest.approx(0.05)
+
+
+class LikesItsOwnRate(Judge):
+    """The finalist is best at another learning rate than the baselines on validation; the test split says otherwise."""
+
+    def __call__(self, job):
+        (done,) = super().__call__(job)
+        lr, best = job.recipe["lr"], {"new": 0.4, "bn": 0.1, "gn": 0.2}[job.candidates[0][1]["layer"]]
+        loss = 0.1 * abs(lr - best)
+        change = {"accuracy": -loss, "test_accuracy": loss}
+        scores = tuple(dataclasses.replace(s, value=s.value + change[s.objective]) for s in done.scores)
+        self.rates.append((job.candidates[0][1]["layer"], job.seed, lr))
+        return [dataclasses.replace(done, scores=scores)]
+
+
+def test_each_layer_gets_the_learning_rate_that_is_best_for_it_on_validation(ledger):
+    judge = LikesItsOwnRate()
+    judge.rates = []
+    run, _ = rerank(ledger, judge=judge, grid=[0.1, 0.2, 0.4], tuning_seeds=3)
+    progress = []
+    rows = {row.entrant.name: row for row in run.run(lambda done, total: progress.append((done, total)))}
+    assert {name: row.lr for name, row in rows.items()} == {"#7": 0.4, "bn_relu": 0.1, "gn_relu": 0.2}
+    fresh = [rate for rate in judge.rates if rate[1] < FIRST_TUNING_SEED]
+    assert len(fresh) == 24 and {(layer, lr) for layer, _, lr in fresh} == {("new", 0.4), ("bn", 0.1), ("gn", 0.2)}
+    assert len(judge.rates) == 24 + 3 * 3 * 3
+    assert progress[-1] == (51, 51) and all(a <= b for a, b in itertools.pairwise(progress))
+    again, trained = rerank(ledger, grid=[0.1, 0.2, 0.4], tuning_seeds=3)
+    assert {row.entrant.name: row for row in again.run()} == rows
+    assert trained == []
+
+
+def test_a_grid_of_one_rate_tunes_nothing(ledger):
+    judge = LikesItsOwnRate()
+    judge.rates = []
+    rows = rerank(ledger, judge=judge, grid=[0.2])[0].run()
+    assert len(judge.rates) == 24 and {row.lr for row in rows} == {0.2}
+
+
+@pytest.mark.parametrize("arguments", [{"grid": [0.1, 0.1]}, {"grid": [0.1], "tuning_seeds": 0}])
+def test_a_grid_that_makes_no_sense_is_refused(ledger, arguments):
+    with pytest.raises(InputError, match=r"the grid|to tune on"):
+        rerank(ledger, **arguments)
 
 
 def test_a_second_run_trains_nothing_and_says_the_same(ledger):
@@ -317,7 +363,7 @@ def test_a_lost_training_is_tried_once_more_and_then_counts_as_failed(ledger, re
 
 def test_an_evaluator_that_fails_ends_the_rerank_and_records_nothing_for_it(ledger):
     run, _ = rerank(ledger, pool=ReportingPool([lambda job: Failed(job, "no test data in /data")]))
-    with pytest.raises(InputError, match="the rerank cannot go on: no test data in /data"):
+    with pytest.raises(InputError, match="the trainings cannot go on: no test data in /data"):
         run.run()
     assert ledger.count("reranked") == 2  # the two baselines before it
 

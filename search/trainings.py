@@ -1,0 +1,133 @@
+"""`Trainings`: candidates trained on given seeds and recipes, in parallel, outside of the search; resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from normact.search.ledger import Event, Ledger
+from normact.search.outcome import Outcome
+from normact.search.pool import Done, Failed, Job, Lost, Pool
+from normact.spaces.errors import InputError
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One training that is wanted.
+
+    Args:
+        number: of the layer in the ledger's events.
+        name: of the layer, for people who read the ledger.
+        candidate: as the space's JSON.
+        seed: of the training.
+        recipe: changes of the task's recipe, such as `{"lr": 0.02}`.
+    """
+
+    number: int
+    name: str
+    candidate: Any
+    seed: int
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Equal for trainings with the same result; number and name do not count."""
+        return _text([self.candidate, self.seed, dict(self.recipe)])
+
+
+class Trainings:
+    """Trains what is wanted; what the ledger has under the same setting is not repeated.
+
+    Args:
+        setting: what all trainings depend on (task, recipe): under another one, all is trained anew.
+        ledger: opened for writing.
+        pool: judges.
+        train_seconds: wall time one training may take.
+        reads_test: whether the pool's evaluator measures the test split: such readings are counted in the ledger.
+    """
+
+    def __init__(
+        self, setting: Any, ledger: Ledger, pool: Pool, train_seconds: float = 600.0, reads_test: bool = False
+    ) -> None:
+        self.setting = hashlib.blake2b(json.dumps(setting, sort_keys=True).encode(), digest_size=8).hexdigest()
+        self.ledger = ledger
+        self.pool = pool
+        self.train_seconds = train_seconds
+        self.reads_test = reads_test
+        self._known: dict[str, Outcome] = {}
+        self._jobs = 0
+        for event in ledger.events("reranked"):
+            data = event.data
+            if data["setting"] == self.setting:
+                known = Wanted(event.number, data["entrant"], data["candidate"], data["seed"], data.get("recipe", {}))
+                self._known[known.key] = Outcome.from_json(data["outcome"])
+
+    def run(
+        self, wanted: Sequence[Wanted], on_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Outcome]:
+        """The outcome of each, in order. Calls `on_progress(done, total)` after each training.
+
+        Raises:
+            InputError: the evaluator fails, which is no candidate's fault.
+        """
+        missing = {want.key: want for want in reversed(wanted) if want.key not in self._known}
+        if missing and self.reads_test:
+            self.ledger.append([Event("test_read", 0, {"setting": self.setting, "trainings": len(missing)})])
+        on_progress(self._done(wanted), len(wanted))
+        for want, outcome in self._judged(list(missing.values())[::-1]):
+            self._known[want.key] = outcome
+            self.ledger.append([self._event(want, outcome)])
+            on_progress(self._done(wanted), len(wanted))
+        return [self._known[want.key] for want in wanted]
+
+    def _done(self, wanted: Sequence[Wanted]) -> int:
+        return sum(want.key in self._known for want in wanted)
+
+    def _judged(self, wanted: Sequence[Wanted]) -> Iterator[tuple[Wanted, Outcome]]:
+        jobs = dict(enumerate(wanted, self._jobs))
+        self._jobs += len(jobs)
+        waiting = [self._job(job_id, want) for job_id, want in jobs.items()][::-1]
+        flying = 0
+        deaths: defaultdict[int, int] = defaultdict(int)
+        while waiting or flying:
+            while waiting and self.pool.free("train") > 0:
+                self.pool.submit(waiting.pop())
+                flying += 1
+            report = self.pool.next(1.0)
+            if report is None:
+                continue
+            flying -= 1
+            job = report.job
+            if isinstance(report, Done):
+                yield jobs[job.id], report.outcomes[0]
+            elif isinstance(report, Failed):  # the evaluator's fault, such as missing test data: no layer's result
+                raise InputError(f"the trainings cannot go on: {report.reason}")
+            elif isinstance(report, Lost) and not deaths[job.id]:
+                deaths[job.id] += 1
+                waiting.append(job)
+            else:
+                failed = Outcome(jobs[job.id].number, type(report).__name__, str(report)[:500], seed=job.seed)
+                yield jobs[job.id], failed
+
+    def _job(self, job_id: int, want: Wanted) -> Job:
+        candidates = ((want.number, want.candidate),)
+        return Job(job_id, "train", candidates, want.seed, self.train_seconds, recipe=dict(want.recipe))
+
+    def _event(self, want: Wanted, outcome: Outcome) -> Event:
+        data = {
+            "setting": self.setting,
+            "entrant": want.name,
+            "candidate": want.candidate,
+            "seed": want.seed,
+            "recipe": dict(want.recipe),
+            "outcome": outcome.to_json(),
+        }
+        return Event("reranked", want.number, data)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
