@@ -36,7 +36,7 @@ class ValidationLoss(Measure):
     """Mean loss on the validation examples, statistics re-estimated before."""
 
     def objective(self, data: Data) -> Objective:
-        return Objective("validation_loss", "", "minimize", _trivial_loss(data), 0.0)
+        return Objective("validation_loss", "", "minimize", trivial_loss(data, held_out=True), 0.0)
 
     def value(self, measured: Measured) -> float:
         return float(loss_of(measured.training.loss, measured.outputs, measured.targets))
@@ -48,7 +48,7 @@ class RMSE(Measure):
     def objective(self, data: Data) -> Objective:
         if data.loss != "mse":
             raise InputError(f"rmse needs values to predict, but the data's loss is {data.loss}; use accuracy")
-        return Objective("rmse", "", "minimize", data.target_unit * math.sqrt(_trivial_loss(data)), 0.0)
+        return Objective("rmse", "", "minimize", data.target_unit * math.sqrt(trivial_loss(data, held_out=True)), 0.0)
 
     def value(self, measured: Measured) -> float:
         error = measured.outputs - measured.targets.view_as(measured.outputs)
@@ -61,7 +61,7 @@ class TrainingLoss(Measure):
     reads_examples = False
 
     def objective(self, data: Data) -> Objective:
-        return Objective("training_loss", "", "minimize", _trivial_loss(data), 0.0)
+        return Objective("training_loss", "", "minimize", trivial_loss(data), 0.0)
 
     def value(self, measured: Measured) -> float:
         return measured.training.second_half_loss
@@ -130,12 +130,15 @@ def _logits(measured: Measured) -> Tensor:
     return outputs_of(measured.training.model, measured.validation.x).double().cpu()
 
 
-def _trivial_loss(data: Data) -> float:
-    """The loss of a model that ignores its input: the entropy of the training labels, or their variance."""
+def trivial_loss(data: Data, held_out: bool = False) -> float:
+    """The loss of a model that ignores its input: the entropy of the training labels; or the mean square of targets less
+    the training targets' mean, over the training examples or those held out, whose targets may have no noise."""
     if data.loss == "cross_entropy":
         shares = _class_shares(data)
         return float(-(shares * shares.clamp_min(1e-12).log()).sum())
-    return float(_training(data).y.var(0, correction=0).mean())
+    mean = _training(data).y.mean(0)
+    targets = data.load().validation.check_finite("validation").y if held_out else _training(data).y
+    return float((targets - mean).square().mean())
 
 
 def _class_shares(data: Data) -> Tensor:
