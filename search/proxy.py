@@ -47,8 +47,8 @@ class ProxyRow:
 def signal_to_noise(values: np.ndarray) -> tuple[float, float]:
     """The spread between layers over the spread between seeds, unpaired and paired.
 
-    By the mean squares of a two-way table without repeats: layers' is n_seeds var(layer) + var(residual); within a layer
-    seeds vary by var(seed) + var(residual), and where layers share seeds, by var(residual) alone.
+    By the mean squares of a two-way table without repeats: layers' is n_seeds var(layer) + var(residual); within a
+    layer seeds vary by var(seed) + var(residual), and where layers share seeds, by var(residual) alone.
 
     Args:
         values: (layers, seeds), at least two of each.

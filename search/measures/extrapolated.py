@@ -22,8 +22,8 @@ class ExtrapolatedLoss(Measure):
 
     The law is c + a t^-b with a, c >= 0 (one of the families of Domhan, Springenberg and Hutter, "Speeding up automatic
     hyperparameter optimization of deep neural networks by extrapolation of learning curves", IJCAI 2015), fitted by
-    least squares to the mean losses of bins that are even on the scale of log t. Like any training loss, it says nothing about
-    examples that were not seen.
+    least squares to the mean losses of bins that are even on the scale of log t. Like any training loss, it says
+    nothing about examples that were not seen.
 
     Args:
         factor: how many times as many steps.

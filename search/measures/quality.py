@@ -131,8 +131,11 @@ def _logits(measured: Measured) -> Tensor:
 
 
 def trivial_loss(data: Data, held_out: bool = False) -> float:
-    """The loss of a model that ignores its input: the entropy of the training labels; or the mean square of targets less
-    the training targets' mean, over the training examples or those held out, whose targets may have no noise."""
+    """The loss of a model that ignores its input.
+
+    For classes the entropy of the training labels; for values the mean square of targets less the training targets'
+    mean, over the training examples or over those held out, whose targets may have no noise.
+    """
     if data.loss == "cross_entropy":
         shares = _class_shares(data)
         return float(-(shares * shares.clamp_min(1e-12).log()).sum())

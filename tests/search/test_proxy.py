@@ -62,7 +62,7 @@ def test_more_seeds_and_less_noise_correlate_better_and_intervals_hold_the_value
     assert of["clear", 100, 1].correlation > of["noisy", 100, 4].correlation
     assert of["clear", 100, 1].paired > 3 > of["noisy", 100, 1].paired
     assert all(row.low - 0.1 <= row.correlation <= row.high + 0.1 for row in rows)
-    assert recommend(rows) == of["clear", 100, 1]
+    assert recommend(rows, slack=0.05) == of["clear", 100, 1]
 
 
 def row(score, steps, seeds, correlation):
