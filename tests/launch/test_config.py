@@ -49,6 +49,8 @@ def companions(group, option):
 
 
 def override(group, option):
+    if group == "objective" and option not in ("accuracy", "brier", "rmse", "training_loss", "validation_loss"):
+        return f"objective=[validation_loss,{option}]"  # what is none of quality cannot lead
     return f"{group}=[{option}]" if group in LISTS else f"{group}={option}"
 
 
