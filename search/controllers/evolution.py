@@ -12,6 +12,7 @@ import numpy as np
 from normact.search.controllers.base import Controller, Start
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome, Proposal
+from normact.search.pareto import non_dominated
 from normact.spaces.errors import InputError
 from normact.spaces.space import Space
 
@@ -117,11 +118,5 @@ def pareto_front(members: Sequence[Member]) -> list[Member]:
     Raises:
         ValueError: some have more skills than others.
     """
-    skills = np.array([member.skills for member in members], dtype=float)
-    shape = (len(members), len(members))
-    as_good, better = np.ones(shape, bool), np.zeros(shape, bool)  # [other, member]
-    for values in skills.T:
-        as_good &= values[:, None] >= values
-        better |= values[:, None] > values
-    dominated = np.any(as_good & better, axis=0).tolist()
-    return [member for member, out in zip(members, dominated, strict=True) if not out]
+    on_front = non_dominated(np.array([member.skills for member in members], dtype=float)).tolist()
+    return [member for member, kept in zip(members, on_front, strict=True) if kept]
