@@ -1,4 +1,4 @@
-"""What the commands on runs do: search, resume, rerank, show, export."""
+"""What the commands on runs do: search, resume, rerank, show."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from normact.launch.config import (
     space_of,
     task_of,
 )
-from normact.launch.export import find, write_export
 from normact.launch.interrupt import stop_on_interrupt
 from normact.launch.progress import search_progress
 from normact.launch.reranking import check_rerank, run_rerank
@@ -194,19 +193,6 @@ def _search(
     report.print_top(console, report.top_rows(History(ledger), space, objective, known, 5), objective)
     setting.say(f"run folder: {folder}")
     return finished
-
-
-def export_command(setting: Setting, folder: Path, key: str, out: Path, name: str) -> int:
-    """`normact export`: one candidate of a run as a Python file."""
-    config = run_folder.trusted_config(folder, setting.allow)
-    with run_folder.open_ledger(folder) as ledger:
-        evaluator = search_evaluator(config)
-        history = History(ledger)
-        history.check()
-        number = find(history, evaluator.task.objective(), key)
-        name = name or out.stem.lower()
-        write_export(setting, folder, ledger, history, evaluator, number, name, out)
-    return 0
 
 
 def show(setting: Setting, folder: Path, top: int, as_json: bool) -> int:

@@ -1,20 +1,23 @@
-"""Write a found layer as one Python file that needs torch alone, and check it against what was searched."""
+"""`normact export`: a found layer as a file, checked against what was searched, in one of the formats of `formats`."""
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import re
-import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
-from torch import nn
+import numpy as np
 
-from normact.launch.checks import Check, failures, run_checks, table
-from normact.launch.guard import theirs
+from normact.launch import picture, run_folder
+from normact.launch.checks import Check, failures, table
+from normact.launch.config import search_evaluator
+from normact.launch.formats import CURVES, FORMATS, Export, Place, check_target, pointwise
+from normact.launch.plot import plot
+from normact.launch.printing import check_layer, compare, printed, source_of
 from normact.launch.setting import Setting
 from normact.search.evaluate import Evaluator
 from normact.search.history import History
@@ -22,100 +25,144 @@ from normact.search.ledger import Ledger
 from normact.search.objective import Objective
 from normact.search.outcome import mean_skill
 from normact.spaces.errors import InputError
-from normact.spaces.fingerprint import probe_batch
-from normact.spaces.site import Site
 from normact.spaces.space import Space
 
-TOLERANCE = 1e-6
 MOST_MEANT = 100
 
 
-def export(space: Space, candidate: Any, name: str, path: Path, note: str) -> float:
-    """Write the file and return the largest relative difference between it and the searched layer.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    parser.add_argument("--candidate", default="", metavar="KEY", help="key or #number; the best where left out")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS)}")
+    parser.add_argument("--name", default="", help="of the factory function; the file's where left out")
+    parser.add_argument("--curve", type=Path, metavar="FILE", help="draw the curve of a layer without moments, too")
+    place = parser.add_argument_group("where a .pt2 or .onnx stands")
+    place.add_argument("--features", type=_count, metavar="N", help="channels (64)")
+    place.add_argument("--out-features", type=_count, metavar="N", help="channels that a KAN layer gives (as many)")
+    place.add_argument("--layout", help="NCHW, NLC or NC (the first that the run's space has)")
+    place.add_argument("--index", type=int, metavar="N", help="which of a KAN's layers (0)")
 
-    Outputs and input gradients are compared at every probe site, in training and in evaluation, in float64,
-    relative to the root mean square.
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def export_command(setting: Setting, options: argparse.Namespace) -> int:
+    """`normact export`: one candidate of a run."""
+    folder: Path = options.run_dir
+    target = Target(
+        options.out,
+        options.name,
+        Place(options.features, options.out_features, options.layout, options.index),
+        options.curve,
+    )
+    target.check()
+    config = run_folder.trusted_config(folder, setting.allow)
+    with run_folder.open_ledger(folder) as ledger:
+        evaluator = search_evaluator(config)
+        history = History(ledger)
+        history.check()
+        number = find(history, evaluator.task.objective(), options.candidate)
+        write_export(setting, folder, ledger, history, evaluator, number, target)
+    return 0
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a person wants written.
+
+    Args:
+        path: of the file.
+        name: of the factory function; empty for the file's, or `layer` where the format has no use for it.
+        place: of a program.
+        curve: of a picture of a pointwise layer, if wanted.
+    """
+
+    path: Path
+    name: str = ""
+    place: Place = field(default_factory=Place)
+    curve: Path | None = None
+
+    def check(self) -> None:
+        """Check all that can be said without the layer.
+
+        Raises:
+            InputError: a file that cannot be written, or a place where the format has none.
+        """
+        check_target("--out", self.path, FORMATS)
+        if self.curve:
+            check_target("--curve", self.curve, CURVES)
+        if self.place != Place() and not FORMATS[self.path.suffix].placed:
+            placed = " and ".join(suffix for suffix, found in FORMATS.items() if found.placed)
+            raise InputError(f"--features, --out-features, --layout and --index are for {placed}, got {self.path}")
+
+    def check_layer(self, space: Space, candidate: Any) -> None:
+        """Check the rest, before anything is written.
+
+        Raises:
+            InputError: a place that the layer cannot stand at, a curve of a layer that has none.
+        """
+        if FORMATS[self.path.suffix].placed:
+            self.place.site(space)
+        if self.curve and pointwise(space, candidate) is None:
+            raise InputError(f"--curve {self.curve}: only a graph without moments has one")
+
+    @property
+    def function(self) -> str:
+        """The factory function's name."""
+        return self.name or (self.path.stem.lower() if self.path.suffix == ".py" else "layer")
+
+
+def export(space: Space, candidate: Any, target: Target, note: str, say: Callable[[str], None]) -> float:
+    """Check a layer, say how it went, and write the file; nothing is left behind where that fails.
+
+    Returns:
+        The largest relative difference to the searched layer, over outputs and input gradients at every probe site, in
+        training and in evaluation, in float64.
 
     Raises:
-        InputError: the path exists, has no folder or another ending than `.py`; or the file computes something
-            else than the layer, in which case it is not left behind.
+        InputError: the file cannot be written, or the printed source computes something else than the layer.
     """
-    if path.suffix != ".py":
-        raise InputError(f"--out {path} must end in .py")
-    if path.exists():
-        raise InputError(f"{path} exists already; choose another name, nothing was overwritten")
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} does not exist; make it first")
-    with theirs(f"{type(space).__name__}.source"):
-        text = space.source(candidate, name, note)
-    try:
-        path.write_text(text)
-    except (OSError, TypeError) as problem:
-        raise InputError(f"cannot write the source to {path}: {problem}") from None
-    try:
-        with theirs(f"the source of {name}"):
-            difference = compare(space, candidate, load_factory(path, name))
-    except BaseException:  # Ctrl-C too: what was not checked does not stay
-        path.unlink()
-        raise
-    if not difference <= TOLERANCE:
-        path.unlink()
-        raise InputError(f"the exported {name} differs from the layer by {difference:.2g} of its size: not written")
+    target.check()
+    target.check_layer(space, candidate)
+    name = target.function
+    with printed(source_of(space, candidate, name, note), name) as factory:
+        difference = compare(space, candidate, name, factory)
+        checks = check_layer(space, candidate, factory)
+        for line in table(checks):
+            say(line)
+        note = noted(note, checks)
+        made = Export(space, candidate, name, factory, note, target.place)
+        put(target.path, lambda path: FORMATS[target.path.suffix].write(made, path))
+    graph = pointwise(space, candidate)
+    if target.curve and graph:
+        put(target.curve, lambda path: picture.save(picture.draw_curve(graph), path, note))
     return difference
 
 
-def load_factory(path: Path, name: str) -> Callable[..., nn.Module]:
-    """The factory function of a file that was just written by `export`."""
-    factory: Callable[..., nn.Module] = getattr(imported(path, name), name)
-    return factory
+def noted(note: str, checks: list[Check]) -> str:
+    """The note, and what failed."""
+    failed = failures(checks)
+    return "\n".join([note, "", *failed]) if failed else note
 
 
-def imported(path: Path, name: str) -> ModuleType:
-    """The module of a file that was just written; `sys.modules` is as it was."""
-    spec = importlib.util.spec_from_file_location(f"normact_export_{name}", path)
-    assert spec and spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[spec.name]
-    return module
+def put(path: Path, write: Callable[[Path], None]) -> None:
+    """Have a file written whole, or not at all.
 
-
-def compare(space: Space, candidate: Any, factory: Callable[..., nn.Module]) -> float:
-    """The largest relative difference of outputs and input gradients between a space's module and a factory's.
-
-    At every probe site, so at one for each layer where a candidate's layers differ from place to place. Parameters are
-    moved from where they start: what begins at 0 would else hide what it multiplies.
+    Raises:
+        InputError: it cannot be written there.
     """
-    worst = 0.0
-    for site in space.probe_sites():
-        ours = _moved(space.build(candidate, site).double())
-        theirs = factory(**space.source_arguments(site)).double()
-        theirs.load_state_dict(ours.state_dict())
-        for training, number in ((True, 0), (True, 1), (False, 0)):
-            ours.train(training)
-            theirs.train(training)
-            for a, b in zip(_response(ours, site, number), _response(theirs, site, number), strict=True):
-                size = float(a.square().mean().sqrt())
-                worst = max(worst, float((a - b).abs().max()) / max(size, 1e-30))
-    return worst
-
-
-@torch.no_grad()
-def _moved(module: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        parameter.add_(torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=0.1)
-    return module
-
-
-def _response(module: nn.Module, site: Site, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    x, cotangent = probe_batch(site, number)
-    x = x.clone().requires_grad_()
-    y = module(x)
-    (gradient,) = torch.autograd.grad(y, x, cotangent)
-    return y.detach(), gradient
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / path.name
+        write(made)
+        data = made.read_bytes()
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except OSError as problem:
+        raise InputError(f"cannot write {path}: {problem}") from None
 
 
 def find(history: History, objective: Objective, key: str) -> int:
@@ -157,42 +204,16 @@ def note_of(history: History, number: int, objective: Objective, run: str, versi
 
 
 def write_export(
-    setting: Setting,
-    folder: Path,
-    ledger: Ledger,
-    history: History,
-    evaluator: Evaluator,
-    number: int,
-    name: str,
-    path: Path,
+    setting: Setting, folder: Path, ledger: Ledger, history: History, evaluator: Evaluator, number: int, target: Target
 ) -> None:
-    """Export one candidate and say where it is and how it was checked."""
+    """Export one candidate and say how it was checked and where it is."""
     space = evaluator.space
     candidate = space.from_json(history.record(number).candidate)
     versions: dict[str, str] = ledger.meta("versions", {})
     note = note_of(history, number, evaluator.task.objective(), folder.name, versions)
-    difference = export(space, candidate, name, path, note)
-    setting.say(f"exported #{number} to {path}: outputs and gradients within {difference:.1g} of the searched layer's")
-    checks = check_file(space, candidate, name, path)
-    if failed := failures(checks):
-        path.write_text(space.source(candidate, name, "\n".join([note, "", *failed])))
-    for line in table(checks):
-        setting.say(line)
-
-
-def check_file(space: Space, candidate: Any, name: str, path: Path) -> list[Check]:
-    """What is checked of an exported file, at the first probe site; see `checks`."""
-    site = space.probe_sites()[0]
-    module = imported(path, name)
-    state = _moved(space.build(candidate, site)).state_dict()
-
-    def make() -> nn.Module:
-        made: nn.Module = getattr(module, name)(**space.source_arguments(site))
-        made.load_state_dict(state)
-        return made
-
-    sys.modules[module.__name__] = module  # a pickle names it
-    try:
-        return run_checks(make, probe_batch(site, 0)[0])
-    finally:
-        del sys.modules[module.__name__]
+    difference = export(space, candidate, target, note, setting.say)
+    same = f"outputs and gradients within {difference:.1g} of the searched layer's"
+    setting.say(f"exported #{number} to {target.path}: {same}")
+    if graph := pointwise(space, candidate):
+        x, y, _ = (values.numpy() for values in picture.curve_of(graph))
+        setting.say(plot(x[np.isfinite(y)], y[np.isfinite(y)], ascii=setting.console.options.ascii_only))

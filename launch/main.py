@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from normact.launch import commands, curves, look
+from normact.launch import commands, curves, export, look
 from normact.launch.config import add_module_paths, compose_config
 from normact.launch.run_folder import versions
 from normact.launch.setting import Setting
@@ -57,7 +57,7 @@ def _run(console: Console, options: argparse.Namespace) -> int:
         case "show":
             return commands.show(setting, options.run_dir, options.top, options.json)
         case "export":
-            return commands.export_command(setting, options.run_dir, options.candidate, options.out, options.name)
+            return export.export_command(setting, options)
         case "curves":
             return curves.curves(setting, options.run_dir, options.candidate, options.top, options.threshold)
         case "layers":
@@ -103,7 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         ("resume", "go on with a run that was stopped or killed"),
         ("show", "the best layers, the funnel with its costs, the rerank"),
         ("rerank", "train the best finds and baselines on fresh seeds"),
-        ("export", "write a found layer as one Python file that needs torch alone"),
+        (
+            "export",
+            "write a found layer as one Python file that needs torch alone, or as a program, a formula, a picture",
+        ),
         ("curves", "train a found KAN anew, and read its edges as curves and elementary functions"),
     ):
         sub = commands_.add_parser(name, help=text)
@@ -123,9 +126,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--finalists", type=int, help="how many of the best finds; the run's where left out")
             sub.add_argument("--seeds", type=int, help="fresh seeds per layer; the run's where left out")
         if name == "export":
-            sub.add_argument("--candidate", default="", metavar="KEY", help="key or #number; the best where left out")
-            sub.add_argument("--out", type=Path, required=True, metavar="FILE.py")
-            sub.add_argument("--name", default="", help="of the factory function; the file's where left out")
+            export.add_options(sub)
         if name == "curves":
             curves.add_options(sub)
     commands_.add_parser("layers", help="the catalogue of known layers")

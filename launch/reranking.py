@@ -9,7 +9,7 @@ from rich.console import Console
 
 from normact.launch import report, run_folder
 from normact.launch.config import Config, check_meets, in_worker, pool_of, rerank_evaluator, rerank_task_of
-from normact.launch.export import write_export
+from normact.launch.export import Target, write_export
 from normact.launch.progress import rerank_progress
 from normact.launch.setting import Setting
 from normact.search.evaluate import Evaluator
@@ -125,6 +125,6 @@ def _export_winner(
         setting.say(f"already exported: {path}")
         return
     try:
-        write_export(setting, folder, ledger, history, evaluator, number, name, path)
+        write_export(setting, folder, ledger, history, evaluator, number, Target(path))
     except InputError as problem:
         setting.say(f"not exported: {problem}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from normact.spaces.errors import InputError, unknown_name
@@ -145,21 +146,48 @@ class _Reader:
 
 def formula(graph: LayerGraph) -> str:
     """The graph as people write it: `x * sigmoid(v1 * x) / group_std(x)`; the affine as `affine(...)`."""
-    text = _print(graph, _infix, precedence=True)
+    text = _print(graph, _infix, enclosed=_in_brackets)
     return f"affine({text})" if graph.affine else text
 
 
 def latex(graph: LayerGraph) -> str:
     """The graph in LaTeX, with gamma and beta for the affine."""
-    text = _print(graph, _latex, _latex_input, precedence=True)
-    return rf"\gamma \left({text}\right) + \beta" if graph.affine else text
+    text = _print(graph, _latex, _latex_input, _in_latex_brackets)
+    return _latex_affine(text) if graph.affine else text
+
+
+def equations(graph: LayerGraph, widest: int = 100) -> list[tuple[str, str]]:
+    """The graph in LaTeX as equations, each a name and what it stands for; the last one is y.
+
+    One equation where the whole formula has at most `widest` characters of LaTeX. Otherwise what is used more than
+    once gets a name (h_1, h_2...), and so does what is wider than half of that.
+    """
+    graph = graph.canonical
+    if len(whole := latex(graph)) <= widest:
+        return [("y", whole)]
+    uses = Counter(arg for node in graph.nodes for arg in node.args if isinstance(arg, int))
+    found: list[tuple[str, str]] = []
+    names: dict[int, str] = {}
+    texts: list[str] = []
+    for i, node in enumerate(graph.nodes):
+        op, args = OPS[node.op], []
+        for side, arg in enumerate(node.args):
+            inner = OPS[graph.nodes[arg].op] if isinstance(arg, int) and arg not in names else None
+            text = texts[arg] if isinstance(arg, int) else _latex_input(arg)
+            args.append(_in_latex_brackets(op, inner, side, text) if inner else text)
+        texts.append(_latex(op, args))
+        if i < len(graph.nodes) - 1 and (uses[i] > 1 or len(texts[i]) > widest // 2):
+            names[i] = f"h_{{{len(found) + 1}}}"
+            found.append((names[i], texts[i]))
+            texts[i] = names[i]
+    return [*found, ("y", _latex_affine(texts[-1]) if graph.affine else texts[-1])]
 
 
 def _print(
     graph: LayerGraph,
     write: Callable[[Op, list[str]], str],
     write_input: Callable[[str], str] = str,
-    precedence: bool = False,
+    enclosed: Callable[[Op, Op, int, str], str] | None = None,
 ) -> str:
     done: dict[int, str] = {}
     for i in graph.live:
@@ -167,8 +195,8 @@ def _print(
         args = []
         for side, arg in enumerate(graph.nodes[i].args):
             text = done[arg] if isinstance(arg, int) else write_input(arg)
-            if precedence and isinstance(arg, int) and _needs_brackets(op, OPS[graph.nodes[arg].op], side):
-                text = f"({text})"
+            if enclosed and isinstance(arg, int):
+                text = enclosed(op, OPS[graph.nodes[arg].op], side, text)
             args.append(text)
         done[i] = write(op, args)
         if len(done[i]) > MAX_TEXT:
@@ -193,6 +221,19 @@ def _needs_brackets(op: Op, inner: Op, side: int) -> bool:
     return inner.precedence < op.precedence
 
 
+def _in_brackets(op: Op, inner: Op, side: int, text: str) -> str:
+    return f"({text})" if _needs_brackets(op, inner, side) else text
+
+
+def _in_latex_brackets(op: Op, inner: Op, side: int, text: str) -> str:
+    """In brackets where the template of `op` has none of its own: braces, bars and commas are as good."""
+    fenced = not op.latex or re.search(rf"(\{{\{{|\(|\||, )\{{{side}\}}(\}}\}}|\\right|, )", op.latex)
+    bare = not fenced and not op.symbol  # such as {0}^3
+    fraction = inner.latex.startswith(r"\frac")
+    needed = bare or (not fenced and not fraction and _needs_brackets(op, inner, side))
+    return rf"\left({text}\right)" if needed else text
+
+
 def _infix(op: Op, args: list[str]) -> str:
     if op.symbol and op.arity == 2:
         return f"{args[0]} {op.symbol} {args[1]}"
@@ -205,6 +246,10 @@ def _latex(op: Op, args: list[str]) -> str:
     if op.latex:
         return op.latex.format(*args)
     return rf"\mathrm{{{op.name}}}\left({', '.join(args)}\right)"
+
+
+def _latex_affine(text: str) -> str:
+    return rf"\gamma \left({text}\right) + \beta"
 
 
 def _latex_input(name: str) -> str:

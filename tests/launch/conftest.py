@@ -2,6 +2,7 @@
 
 import pytest
 
+from normact.launch.checks import CHECKS, COMPILE, ONNXRUNTIME, PROGRAM
 from normact.launch.main import main
 
 TINY = [
@@ -35,7 +36,13 @@ TINY_RERANK = [
 
 @pytest.fixture
 def normact(capsys, monkeypatch, tmp_path):
-    """Runs a command line in an empty folder; gives status, standard output and standard error."""
+    """Runs a command line in an empty folder; gives status, standard output and standard error.
+
+    Exports are compiled and translated in `test_checks` and in the processes of `test_processes`, not here: it takes
+    seconds each.
+    """
+    for name in (COMPILE, PROGRAM, ONNXRUNTIME):
+        monkeypatch.delitem(CHECKS, name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
 

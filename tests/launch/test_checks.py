@@ -5,33 +5,44 @@ import importlib.util
 import pytest
 import torch
 
-from normact.launch.checks import CHECKS, failures, run_checks, table
-from normact.launch.export import check_file, export
-from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace
+from normact.launch.checks import (
+    CHECKS,
+    COMPILE,
+    ONNXRUNTIME,
+    PROGRAM,
+    Subject,
+    failures,
+    run_checks,
+    table,
+)
+from normact.launch.printing import check_layer, printed
+from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, Site
 from normact.spaces.kan.space import KanSpace
 
-X = torch.randn(4, 3, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-COMPILERS = {"torch.compile, fullgraph", "torch.export, batches 1 and 64", "ONNX against onnxruntime"}
-NOT_HERE = {"autocast float16, GPU"} if not torch.cuda.is_available() else set()
+COSTLY = {COMPILE, PROGRAM, ONNXRUNTIME}
+NOT_HERE = set()
 if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
-    NOT_HERE.add("ONNX against onnxruntime")
+    NOT_HERE.add(ONNXRUNTIME)
+SITE = Site("norm_act", 0, 3)
 
 
-@pytest.mark.parametrize("name", ["evonorm_b0", "evonorm_s0"])
-def test_good_layers_pass_every_check_that_can_run(name, tmp_path):
-    space = GraphSpace([*EVONORM_POINTWISE, *EVONORM_MOMENTS])
-    candidate = space.parse(name)
-    export(space, candidate, "mine", tmp_path / "mine.py", "")
-    checks = check_file(space, candidate, "mine", tmp_path / "mine.py")
+def checked(space, text):
+    candidate = space.parse(text)
+    with printed(space.source(candidate, "mine"), "mine") as factory:
+        return check_layer(space, candidate, factory)
+
+
+@pytest.mark.parametrize(("name", "layouts"), [("evonorm_b0", ["NCHW", "NLC"]), ("evonorm_s0", ["NCHW"])])
+def test_good_layers_pass_every_check_that_can_run(name, layouts):
+    checks = checked(GraphSpace([*EVONORM_POINTWISE, *EVONORM_MOMENTS], layouts=layouts), name)
     assert not failures(checks), "\n".join(table(checks))
     assert {check.name for check in checks if check.passed is None} == NOT_HERE
 
 
-def test_kan_layers_are_checked_too(tmp_path):
-    space = KanSpace("linear", kinds=["kan"])
-    candidate = space.parse("kan(gaussian(grid=5))")
-    export(space, candidate, "mine", tmp_path / "mine.py", "")
-    checks = {check.name: check for check in check_file(space, candidate, "mine", tmp_path / "mine.py")}
+def test_kan_layers_are_checked_too(monkeypatch):
+    for name in COSTLY:
+        monkeypatch.delitem(CHECKS, name)
+    checks = {check.name: check for check in checked(KanSpace("linear", kinds=["kan"]), "kan(gaussian(grid=5))")}
     assert checks["gradcheck"].passed
     assert checks["deepcopy"].passed
     assert checks["channels_last"].detail == "not checked: inputs have 2 axes"
@@ -90,16 +101,16 @@ class EmptyHater(torch.nn.Module):
     [
         (WrongGradient, {"gradcheck"}),
         (Overflowing, {"half()"}),
-        (Branching, {"torch.compile, fullgraph", "torch.export, batches 1 and 64"}),
+        (Branching, {COMPILE, PROGRAM}),
         (MemoryBound, {"channels_last"}),
         (Uncopyable, {"deepcopy", "pickle"}),
         (EmptyHater, {"empty batch"}),
     ],
 )
 def test_a_layer_that_fails_is_noticed(module, expected, monkeypatch):
-    for name in COMPILERS - expected:
+    for name in COSTLY - expected:
         monkeypatch.delitem(CHECKS, name)
-    failed = {check.name for check in run_checks(module, X) if check.passed is False}
-    assert expected <= failed
-    said = failures(run_checks(module, X))
+    found = run_checks(Subject(SITE, module, module))
+    assert expected <= {check.name for check in found if check.passed is False}
+    said = failures(found)
     assert all("\n" not in line and line.startswith("FAILED at export: ") for line in said)

@@ -174,7 +174,11 @@ class TestBadFolders:
         (run / "precious.py").write_text("mine")
         self.check(normact, ["export", "run", "--out", "run/precious.py"], "exists already")
         assert (run / "precious.py").read_text() == "mine"
-        self.check(normact, ["export", "run", "--out", "layer.txt"], "must end in .py")
+        self.check(
+            normact,
+            ["export", "run", "--out", "layer.txt"],
+            "must end in .py, .pt2, .onnx, .tex, .svg, .png, .pdf; got '.txt'",
+        )
         self.check(normact, ["export", "run", "--out", "no/layer.py"], "does not exist")
         self.check(normact, ["export", "run", "--out", "Layer.py", "--name", "9x"], "'9x'")
         self.check(normact, ["export", "run", "--out", "x.py", "--candidate", "zzz"], "no candidate 'zzz'")

@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from normact.launch.export import compare, export, load_factory
+from normact.launch.export import Target, export
+from normact.launch.printing import compare, printed
 from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, InputError
 from normact.spaces.kan.space import KanSpace
 
@@ -22,16 +23,15 @@ def space_for(site):
 
 
 @pytest.mark.parametrize(("site", "text"), LAYERS)
-def test_a_kan_candidate_is_exported_and_agrees_at_every_place(site, text, tmp_path):
+def test_a_kan_candidate_is_printed_and_agrees_at_every_place(site, text):
     space = space_for(site)
-    difference = export(space, space.parse(text), "mine", tmp_path / "mine.py", "a note")
-    assert difference <= 1e-12
-    before = set(sys.modules)
-    factory = load_factory(tmp_path / "mine.py", "mine")
-    assert set(sys.modules) == before
-    places = space.probe_sites()
+    candidate = space.parse(text)
+    with printed(space.source(candidate, "mine", "a note"), "mine") as factory:
+        assert compare(space, candidate, "mine", factory) <= 1e-12
+        places = space.probe_sites()
+        made = [factory(**space.source_arguments(place)) for place in places]
+    assert not [name for name in sys.modules if "mine" in name]
     assert len({place.index for place in places}) == 2
-    made = [factory(**space.source_arguments(place)) for place in places]
     assert all(isinstance(module, torch.nn.Module) for module in made)
 
 
@@ -57,12 +57,12 @@ class Silent(KanSpace):
 )
 def test_a_file_that_computes_something_else_is_not_left_behind(space, text, tmp_path):
     with pytest.raises(InputError, match="differs from the layer by"):
-        export(space, space.parse(text), "mine", tmp_path / "mine.py", "")
+        export(space, space.parse(text), Target(tmp_path / "mine.py"), "", print)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_graph_layer_agrees_too(tmp_path):
+def test_a_graph_layer_agrees_too():
     space = GraphSpace([*EVONORM_POINTWISE, *EVONORM_MOMENTS])
     candidate = space.parse("evonorm_b0")
-    assert export(space, candidate, "mine", tmp_path / "mine.py", "") <= 1e-12
-    assert compare(space, candidate, load_factory(tmp_path / "mine.py", "mine")) <= 1e-12
+    with printed(space.source(candidate, "mine"), "mine") as factory:
+        assert compare(space, candidate, "mine", factory) <= 1e-12

@@ -27,7 +27,7 @@ RUNS_DATA = {
 
 ALLOWED = {
     ("launch/ray_worker.py", "pickle.loads"): "a worker unpickles the factory that its own driver sent",
-    ("launch/export.py", "spec.loader.exec_module"): "the file that `export` itself has just written from our space",
+    ("launch/printing.py", "spec.loader.exec_module"): "the file that it has itself just written from our space",
     ("launch/checks.py", "pickle.load"): "the bytes that the check itself has just pickled, of the exported layer",
     ("launch/checks.py", "torch.compile"): "compiles the exported layer; runs no text of others",
     ("spaces/body.py", "self.call"): "a method that prints a call",
