@@ -69,7 +69,7 @@ def compare(space: Space, candidate: Any, name: str, factory: Factory) -> float:
         InputError: they compute different things.
     """
     with theirs(f"the source of {name}"):
-        subjects = (_subject(space, candidate, factory, site) for site in space.probe_sites())
+        subjects = (subject_at(space, candidate, factory, site) for site in space.probe_sites())
         off = max(difference(subject.make(), subject.searched(), subject.site) for subject in subjects)
     if not off <= TOLERANCE:
         raise InputError(f"the exported {name} differs from the layer by {off:.2g} of its size: not written")
@@ -79,7 +79,7 @@ def compare(space: Space, candidate: Any, name: str, factory: Factory) -> float:
 def check_layer(space: Space, candidate: Any, factory: Factory) -> list[Check]:
     """What is checked of a printed layer, at every probe site; see `checks`."""
     sites = space.probe_sites()
-    return worst({where(site): run_checks(_subject(space, candidate, factory, site)) for site in sites})
+    return worst({where(site): run_checks(subject_at(space, candidate, factory, site)) for site in sites})
 
 
 def where(site: Site) -> str:
@@ -87,7 +87,8 @@ def where(site: Site) -> str:
     return f"{site.kind} {site.index}, {site.layout}"
 
 
-def _subject(space: Space, candidate: Any, factory: Factory, site: Site) -> Subject:
+def subject_at(space: Space, candidate: Any, factory: Factory, site: Site) -> Subject:
+    """A printed layer and the searched one at a site, in the same state: parameters are moved from their start."""
     state = _moved(space.build(candidate, site)).state_dict()
 
     def make() -> nn.Module:
