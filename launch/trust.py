@@ -21,8 +21,10 @@ OURS = (
     "normact.search.task",
     "normact.search.training",
     "normact.launch.ray_pool",
+    "optuna.samplers",
 )
-"""The modules of ours whose objects a config may name: those with parts. A `Ledger`, say, would write any file."""
+"""The modules whose objects a config may name: ours with parts (a `Ledger`, say, would write any file), and Optuna's
+samplers, which only draw."""
 
 HERE = (None, "local", "auto")  # addresses of Ray that are this machine's own matter
 

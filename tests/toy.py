@@ -64,6 +64,15 @@ class ToySpace(Space[Choice]):
         step = int(rng.choice([-1, 1]))
         return Choice(candidate.basis, min(self.most, max(1, candidate.count + step)))
 
+    def crossover(self, a: Choice, b: Choice, rng: np.random.Generator) -> Choice:
+        return Choice(a.basis, b.count)
+
+    def suggest(self, trial: Any) -> Choice:
+        return Choice(trial.suggest_categorical("basis", BASES), trial.suggest_int("count", 1, self.most))
+
+    def trial_parameters(self, candidate: Choice) -> dict[str, Any] | None:
+        return asdict(candidate) if 1 <= candidate.count <= self.most else None
+
     def build(self, candidate: Choice, site: Site) -> nn.Module:
         if site.kind != "linear":
             raise InputError(f"a basis cannot fill a site of kind {site.kind!r}")
@@ -109,6 +118,39 @@ class ToySpace(Space[Choice]):
 
     def source_arguments(self, site: Site) -> dict[str, Any]:
         return {"in_features": site.in_features, "out_features": site.features_out}
+
+
+class Plane(Space[tuple[float, float]]):
+    """Points of the square from -1 to 1: a space of numbers alone."""
+
+    site_kinds, layouts = frozenset({"act"}), ("NC",)  # type: ignore[assignment]
+
+    def sample(self, rng: np.random.Generator) -> tuple[float, float]:
+        return float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1))
+
+    def mutate(self, candidate: tuple[float, float], rng: np.random.Generator) -> tuple[float, float]:
+        return float(np.clip(candidate[0] + rng.normal(0, 0.1), -1, 1)), candidate[1]
+
+    def suggest(self, trial: Any) -> tuple[float, float]:
+        return trial.suggest_float("a", -1, 1), trial.suggest_float("b", -1, 1)
+
+    def trial_parameters(self, candidate: tuple[float, float]) -> dict[str, Any] | None:
+        return dict(zip("ab", candidate, strict=True))
+
+    def build(self, candidate: tuple[float, float], site: Site) -> nn.Module:
+        return nn.Hardtanh(min(candidate), max(candidate))
+
+    def key(self, candidate: tuple[float, float]) -> str:
+        return repr(candidate)
+
+    def to_json(self, candidate: tuple[float, float]) -> Any:
+        return list(candidate)
+
+    def from_json(self, data: Any) -> tuple[float, float]:
+        return float(data[0]), float(data[1])
+
+    def probe_sites(self) -> Sequence[Site]:
+        return [Site("act", 0, 4, layout="NC")]
 
 
 class ToyNet:

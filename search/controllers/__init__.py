@@ -2,6 +2,7 @@
 
 from normact.search.controllers.base import Controller, Start
 from normact.search.controllers.evolution import Evolution, pareto_front, skills_by_anchor
+from normact.search.controllers.optuna_search import OptunaSearch
 from normact.search.controllers.random import RandomSearch
 
-__all__ = ["Controller", "Evolution", "RandomSearch", "Start", "pareto_front", "skills_by_anchor"]
+__all__ = ["Controller", "Evolution", "OptunaSearch", "RandomSearch", "Start", "pareto_front", "skills_by_anchor"]

@@ -31,7 +31,8 @@ class Evolution(Controller):
 
     Each proposal: with probability `fresh` a new sample. Otherwise a tournament is drawn from the window, its
     winner is a random member of the tournament's Pareto front over objectives and anchors (or the member of the
-    highest mean), and is mutated `mutations` times in sequence. Until `warmup` members are in the window, everything is
+    highest mean), and is mutated `mutations` times in sequence; a share `crossover` of the children is crossed with a
+    second winner before. Until `warmup` members are in the window, everything is
     fresh. Rejected candidates, duplicates, and what was trained on another kind of device than the first do not
     enter it.
 
@@ -43,9 +44,10 @@ class Evolution(Controller):
         mutations: mutations in sequence per child.
         fresh: share of new samples.
         warmup: members in the window before the first tournament.
+        crossover: share of children that have two parents.
 
     Raises:
-        InputError: a number out of range or an unknown `winner`.
+        InputError: a number out of range, an unknown `winner`, or crossover in a space that has none.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Evolution(Controller):
         mutations: int = 2,
         fresh: float = 0.5,
         warmup: int = 10,
+        crossover: float = 0.0,
     ) -> None:
         super().__init__(space, objectives, seed, start_from)
         if window < 1 or mutations < 1 or warmup < 1 or least_tournament < 1:
@@ -70,6 +73,11 @@ class Evolution(Controller):
             )
         if not 0 < tournament <= 1 or not 0 <= fresh <= 1:
             raise InputError(f"evolution needs 0 < tournament <= 1 and 0 <= fresh <= 1, got {tournament}, {fresh}")
+        if not 0 <= crossover <= 1:
+            raise InputError(f"evolution needs 0 <= crossover <= 1, got {crossover}")
+        if crossover:
+            one = space.sample(np.random.default_rng(seed))
+            space.crossover(one, one, np.random.default_rng(seed))  # a space that has none says so
         if winner not in ("pareto", "mean"):
             raise InputError(f"winner must be pareto or mean, got {winner!r}")
         self.device = ""  # scores of other kinds of device are not compared with those of the first
@@ -81,15 +89,21 @@ class Evolution(Controller):
         self.mutations = mutations
         self.fresh = fresh
         self.warmup = warmup
+        self.crossover = crossover
 
     def propose(self, number: int, rng: np.random.Generator) -> Proposal:
         if len(self.window) < self.warmup or rng.random() < self.fresh:
             return Proposal(number, self.space.sample(rng), (), "sample")
-        parent = self._winner(rng)
-        child = parent.candidate
+        parents = [self._winner(rng)]
+        if self.crossover and rng.random() < self.crossover:
+            parents.append(self._winner(rng))
+        child = parents[0].candidate
+        if len(parents) > 1:
+            child = self.space.crossover(child, parents[1].candidate, rng)
         for _ in range(self.mutations):
             child = self.space.mutate(child, rng)
-        return Proposal(number, child, (parent.number,), "mutate")
+        numbers = tuple(dict.fromkeys(parent.number for parent in parents))
+        return Proposal(number, child, numbers, "mutate" if len(parents) == 1 else "crossover")
 
     def learn(self, proposal: Proposal, outcome: Outcome) -> None:
         if outcome.accepted and outcome.device == (self.device or outcome.device):

@@ -20,6 +20,7 @@ from normact.spaces import Space
 from tests.judges import LOSS
 
 BEHIND = 100_000
+OPTUNA = ("cmaes", "nsga2", "nsga3", "optuna", "tpe")  # these take longer: see `optuna_ask_tell`
 MEASURED = 3_000
 CONTROLLERS = sorted(path.stem for path in Path(conf.__path__[0]).glob("controller/*.yaml"))
 VARIANTS = {"evolution_mean": ["controller=evolution", "controller.winner=mean"]}

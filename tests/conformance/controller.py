@@ -6,6 +6,7 @@ A made-up judge answers from a candidate's key alone, so no training is needed.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -18,16 +19,18 @@ from normact.spaces import Space
 
 MakeController = Callable[..., Controller]
 LOSS = Objective("loss", "", "minimize", trivial=1.0, perfect=0.0)
+COST = Objective("cost", "", "minimize", trivial=256.0, perfect=0.0)
 
 
 def judge(space: Space, proposal: Proposal) -> Outcome:
-    """Accept half, reject a third, call the rest duplicates; scores on two anchors. By the key alone."""
+    """Accept half, reject a third, call the rest duplicates; two scores on two anchors. By the key alone."""
     digest = hashlib.sha256(space.key(proposal.candidate).encode()).digest()
     if digest[0] % 6 in (0, 1):
         return Outcome(proposal.number, "probe", "unlucky")
     if digest[0] % 6 == 2 and proposal.number:
         return Outcome(proposal.number, "duplicate", "as the first", same_as=0)
-    scores = (Score("loss", "a", 10, digest[1] / 256), Score("loss", "b", 10, digest[2] / 256))
+    losses = (Score("loss", "a", 10, digest[1] / 256), Score("loss", "b", 10, digest[2] / 256))
+    scores = (*losses, Score("cost", "a", 10, digest[3]), Score("cost", "b", 10, digest[4]))
     return Outcome(proposal.number, scores=scores, steps=10)
 
 
@@ -118,14 +121,15 @@ def check_killed_with_eight_in_flight(make: MakeController) -> None:
         if kind == "proposed":
             assert isinstance(item, Proposal)
             restored = fresh.space.from_json(fresh.space.to_json(item.candidate))
-            fresh.replay(Proposal(item.number, restored, item.parents, item.operator, item.note))
+            note = json.loads(json.dumps(item.note))
+            fresh.replay(Proposal(item.number, restored, item.parents, item.operator, note))
         else:
             assert isinstance(item, Outcome)
             fresh.tell(item.number, Outcome.from_json(item.to_json()))
     assert len(fresh.open) == 8
     assert fresh.open == unbroken.open
-    if not fresh.replayable:
-        fresh.ask()
+    if not fresh.replayable:  # it goes on, but elsewhere
+        assert fresh.ask().number == unbroken.ask().number
         return
     for number in list(unbroken.open):
         outcome = judge(unbroken.space, asked[number])
@@ -176,6 +180,25 @@ def check_bad_outcomes_do_not_stop_it(make: MakeController) -> None:
     assert controller.ask().number == 60
 
 
+def check_several_objectives(make: MakeController) -> None:
+    """It goes by several objectives, each on every anchor, as it does by one."""
+    asked = run(make(seed=1, objectives=[LOSS, COST]), 60, flying=4)
+    controller = make(seed=1, objectives=[LOSS, COST])
+    assert as_json(controller, asked) == as_json(controller, run(controller, 60, flying=4))
+    assert controller.objectives == (LOSS, COST)
+    assert controller.objective == LOSS
+
+
+def check_rejections_alone(make: MakeController) -> None:
+    """Where everything is rejected it goes on, and does not propose the same again and again."""
+    controller = make(seed=1)
+    keys = set()
+    for number in range(60):
+        keys.add(controller.space.key(controller.ask().candidate))
+        controller.tell(number, Outcome(number, "probe", "no"))
+    assert len(keys) > 30
+
+
 CHECKS = (
     check_numbers_and_candidates,
     check_seed,
@@ -184,4 +207,6 @@ CHECKS = (
     check_killed_with_eight_in_flight,
     check_restored_from_what_it_says_it_needs,
     check_bad_outcomes_do_not_stop_it,
+    check_several_objectives,
+    check_rejections_alone,
 )
