@@ -1,4 +1,4 @@
-"""What the commands on runs do: search, resume, rerank, show."""
+"""What the commands on runs do: search, resume, rerank."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from normact.launch.config import (
     pool_of,
     rerank_evaluator,
     search_evaluator,
-    space_of,
     task_of,
 )
 from normact.launch.interrupt import stop_on_interrupt
@@ -56,7 +55,8 @@ def search(setting: Setting, config: Config) -> int:
     pool = pool_of(config, in_worker(search_evaluator, config), setting.module_paths)
     with closing(pool), run_folder.create(folder, config) as ledger:
         origins = [[evaluator.space.to_json(start.candidate), start.origin] for start in starts]
-        ledger.append([], {"objective": asdict(evaluator.task.objective()), "starts": origins})
+        objectives = [asdict(objective) for objective in evaluator.task.objectives.values()]
+        ledger.append([], {"objectives": objectives, "starts": origins})
         finished = _search(setting, config, folder, ledger, evaluator, starts, pool)
     return _after(setting, config, folder, evaluator, finished)
 
@@ -166,8 +166,9 @@ def _search(
 ) -> bool:
     """Run the engine and print what it found; False where Ctrl-C ended it."""
     console, space, objective = setting.console, evaluator.space, evaluator.task.objective()
+    front = front_of(config, evaluator.task)
     known = run_folder.check_fingerprints(ledger, space)
-    controller = controller_of(config, space, front_of(config, evaluator.task), starts)
+    controller = controller_of(config, space, front, starts)
     leaders = leaders_of(config, gates_of(config), objective)
     engine = Engine(
         space,
@@ -191,50 +192,10 @@ def _search(
         setting.say("ended early: nothing but duplicates was proposed any more; widen the space")
     report.print_funnel(console, engine.funnel, gates, engine.seconds)
     report.print_top(console, report.top_rows(History(ledger), space, objective, known, 5), objective)
+    if len(front) > 1:
+        report.print_front(console, report.front_rows(History(ledger), space, front, known))
     setting.say(f"run folder: {folder}")
     return finished
-
-
-def show(setting: Setting, folder: Path, top: int, as_json: bool) -> int:
-    """`normact show`: the best layers, the funnel and the rerank of a run, also while it goes on.
-
-    It reads what it shows alone, so that a run of millions is shown at once; the other commands check all of it.
-    """
-    config = run_folder.trusted_config(folder, setting.allow)
-    space = space_of(config)
-    gates = [gate.name for gate in gates_of(config)]
-    with run_folder.open_ledger(folder) as ledger:
-        history = History(ledger)
-        objective = history.objective or task_of(config).objective()  # data need not be at hand to look at a run
-        known, standings = ledger.meta("known_fingerprints", {}), ledger.meta("standings", [])
-        seconds, reads = float(ledger.meta("active_seconds", 0.0)), ledger.count("test_read")
-        rows, funnel = report.top_rows(history, space, objective, known, top), history.funnel
-    if as_json:
-        data = {
-            "run": folder.name,
-            "proposals": funnel.proposals,
-            "accepted": funnel.ended[ACCEPTED],
-            "trained_past_step_10": funnel.trained,
-            "same_key": funnel.same_key,
-            "fingerprinted": funnel.fingerprinted,
-            "same_fingerprint": funnel.same_fingerprint,
-            "seconds": seconds,
-            "funnel": [{"ended_at": n, "candidates": c, "left": left} for n, c, left in funnel.rows(gates)],
-            "worker_seconds": dict(funnel.seconds),
-            "objective": objective.name,
-            "top": rows,
-            "rerank": standings,
-            "test_reads": reads,
-        }
-        report.print_json(setting.console, data)
-        return 0
-    report.print_top(setting.console, rows, objective)
-    report.print_funnel(setting.console, funnel, gates, seconds)
-    if standings:
-        name = config["rerank"]["objective"] or objective.name
-        report.print_standings(setting.console, [report.standing_of(row) for row in standings], name)
-    setting.say(f"the test split was read by {reads} rerank(s)")
-    return 0
 
 
 def dry_run(setting: Setting, config: Config) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from normact.launch import commands, curves, export, look
+from normact.launch import commands, curves, export, look, show
 from normact.launch.config import add_module_paths, compose_config
 from normact.launch.run_folder import versions
 from normact.launch.setting import Setting
@@ -55,7 +55,7 @@ def _run(console: Console, options: argparse.Namespace) -> int:
             changes = {"finalists": options.finalists, "seeds": options.seeds}
             return commands.rerank(setting, options.run_dir, {k: v for k, v in changes.items() if v is not None})
         case "show":
-            return commands.show(setting, options.run_dir, options.top, options.json)
+            return show.show(setting, options)
         case "export":
             return export.export_command(setting, options)
         case "curves":
@@ -76,12 +76,6 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,8 +114,7 @@ def _parser() -> argparse.ArgumentParser:
             help="trust this module of your own in the config",
         )
         if name == "show":
-            sub.add_argument("--top", type=_at_least_one, default=10, help="how many layers (10)")
-            sub.add_argument("--json", action="store_true", help="as JSON")
+            show.add_options(sub)
         if name == "rerank":
             sub.add_argument("--finalists", type=int, help="how many of the best finds; the run's where left out")
             sub.add_argument("--seeds", type=int, help="fresh seeds per layer; the run's where left out")

@@ -25,22 +25,41 @@ def top_rows(
     history: History, space: Space, objective: Objective, known: Mapping[str, str], count: int
 ) -> dict[str, list[dict[str, Any]]]:
     """The best candidates per kind of device, as plain data."""
-    names = {fingerprint: name for name, fingerprint in known.items()}
 
     def row(outcome: Outcome) -> dict[str, Any]:
-        candidate = space.from_json(history.record(outcome.number).candidate)
-        return {
-            "number": outcome.number,
-            "key": space.key(candidate),
-            "skill": mean_skill(objective, outcome),
-            "scores": outcome.final(objective.name),
-            "layer": readable(space, candidate),
-            "expression": space.describe(candidate),
-            "same_as": names.get(outcome.fingerprint, ""),
-            "origin": history.origin(outcome.number),
-        }
+        scores = {"skill": mean_skill(objective, outcome), "scores": outcome.final(objective.name)}
+        return _row(history, space, known, outcome, scores)
 
     return {device: [row(o) for o in ranked] for device, ranked in history.ranked(objective, count).items()}
+
+
+def front_rows(
+    history: History, space: Space, objectives: Sequence[Objective], known: Mapping[str, str]
+) -> dict[str, list[dict[str, Any]]]:
+    """The Pareto front per kind of device, as plain data: means over anchors by objective."""
+
+    def row(outcome: Outcome) -> dict[str, Any]:
+        means = outcome.means()
+        return _row(history, space, known, outcome, {"means": {o.name: means[o.name] for o in objectives}})
+
+    return {device: [row(o) for o in front] for device, front in history.front(objectives).items()}
+
+
+def _row(
+    history: History, space: Space, known: Mapping[str, str], outcome: Outcome, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A candidate with some values; `known` are fingerprints by name."""
+    candidate = space.from_json(history.record(outcome.number).candidate)
+    names = {fingerprint: name for name, fingerprint in known.items()}
+    return {
+        "number": outcome.number,
+        "key": space.key(candidate),
+        **values,
+        "layer": readable(space, candidate),
+        "expression": space.describe(candidate),
+        "same_as": names.get(outcome.fingerprint, ""),
+        "origin": history.origin(outcome.number),
+    }
 
 
 def readable(space: Space, candidate: Any) -> str:
@@ -53,19 +72,35 @@ def print_top(console: Console, rows: Mapping[str, Sequence[Mapping[str, Any]]],
     if not rows:
         console.print("No candidate has passed every gate yet.")
     for device, best in rows.items():
-        table = Table(title=f"Best by mean skill of {objective.name} ({device}, one seed)", title_justify="left")
-        table.add_column("#", justify="right")
-        table.add_column("key")
-        for column in ("skill", *sorted(best[0]["scores"])):
-            table.add_column(column, justify="right")
-        table.add_column("from")
-        for row in best:
-            scores = (f"{value:.4f}" for _, value in sorted(row["scores"].items()))
-            table.add_row(str(row["number"]), row["key"][:8], f"{row['skill']:.4f}", *scores, row["origin"])
-        console.print(table)
-        for row in best:
-            known = f"  (computes the same as {row['same_as']})" if row["same_as"] else ""
-            _line(console, f"  #{row['number']}: {row['layer']}{known}")
+        columns = {"skill": [row["skill"] for row in best]}
+        columns |= {anchor: [row["scores"][anchor] for row in best] for anchor in sorted(best[0]["scores"])}
+        _print_layers(console, f"Best by mean skill of {objective.name} ({device}, one seed)", best, columns)
+
+
+def print_front(console: Console, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """A table per kind of device."""
+    for device, front in rows.items():
+        columns = {name: [row["means"][name] for row in front] for name in front[0]["means"]}
+        title = f"Pareto front of {' and '.join(columns)} ({device}, one seed, means over anchors)"
+        _print_layers(console, title, front, columns)
+
+
+def _print_layers(
+    console: Console, title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Sequence[float]]
+) -> None:
+    """A table of layers with columns of numbers, and below it what they are."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("#", justify="right")
+    table.add_column("key")
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_column("from")
+    for row, *values in zip(rows, *columns.values(), strict=True):
+        table.add_row(str(row["number"]), row["key"][:8], *(f"{value:.4f}" for value in values), row["origin"])
+    console.print(table)
+    for row in rows:
+        known = f"  (computes the same as {row['same_as']})" if row["same_as"] else ""
+        _line(console, f"  #{row['number']}: {row['layer']}{known}")
 
 
 def _line(console: Console, text: str) -> None:

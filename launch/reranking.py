@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
 
 from normact.launch import report, run_folder
-from normact.launch.config import Config, check_meets, in_worker, pool_of, rerank_evaluator, rerank_task_of
+from normact.launch.config import Config, check_meets, front_of, in_worker, pool_of, rerank_evaluator, rerank_task_of
 from normact.launch.export import Target, write_export
 from normact.launch.progress import rerank_progress
 from normact.launch.setting import Setting
@@ -16,6 +17,7 @@ from normact.search.evaluate import Evaluator
 from normact.search.history import History
 from normact.search.ledger import Ledger
 from normact.search.objective import Objective
+from normact.search.outcome import Outcome
 from normact.search.pool import Pool
 from normact.search.rerank import Entrant, Rerank, Standing
 from normact.search.trainings import Trainings
@@ -51,7 +53,9 @@ def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, e
     history = History(ledger)
     entrants = entrants_of(config, history, evaluator, ledger.meta("known_fingerprints", {}))
     if all(entrant.role == "baseline" for entrant in entrants):
-        setting.say("no rerank: no find passed every gate that computes something else than the baselines")
+        names = [objective.name for objective in front_of(config, evaluator.task)]
+        where = f" on the front of {' and '.join(names)}" if len(names) > 1 else ""
+        setting.say(f"no rerank: nothing{where} computes something else than the baselines; search longer")
         return 0
     objective = rerank_task_of(config).test_objective(config["rerank"]["objective"])
     try:
@@ -98,10 +102,11 @@ def entrants_of(config: Config, history: History, evaluator: Evaluator, known: d
     names = {fingerprint: name for name, fingerprint in known.items()}
     wanted = config["rerank"]["baselines"]
     enough = config["rerank"]["finalists"] + len(names)  # a known layer is among the outcomes at most once
-    ranked = history.ranked(evaluator.task.objective(), enough).get(history.device or "", [])
-    finalists = [o for o in ranked if names.get(o.fingerprint) not in wanted][: config["rerank"]["finalists"]]
+    front = front_of(config, evaluator.task)
+    ranked = history.front(front) if len(front) > 1 else history.ranked(front[0], enough)
+    finds = [o for o in ranked.get(history.device or "", []) if names.get(o.fingerprint) not in wanted]
     entrants = []
-    for outcome in finalists:
+    for outcome in finalists_of(finds, config["rerank"]["finalists"], spread=len(front) > 1):
         data = history.record(outcome.number).candidate
         candidate = space.from_json(data)
         called = f" = {names[outcome.fingerprint]}" if outcome.fingerprint in names else ""
@@ -111,6 +116,13 @@ def entrants_of(config: Config, history: History, evaluator: Evaluator, known: d
         candidate = baselines[name]
         entrants.append(Entrant(name, "baseline", space.to_json(candidate), report.readable(space, candidate)))
     return entrants
+
+
+def finalists_of(finds: Sequence[Outcome], count: int, spread: bool) -> list[Outcome]:
+    """So many of the finds, best first: the first ones; or spread evenly along a front, its first among them."""
+    if not spread or len(finds) <= count:
+        return list(finds[:count])
+    return [finds[round(i * (len(finds) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def _export_winner(

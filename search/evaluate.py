@@ -85,7 +85,8 @@ class Evaluator:
         measure_test: also measure the test split, as `test_<objective>`: for the final rerank alone.
 
     Raises:
-        InputError: two gates of one name, or a gate that looks past the last training step.
+        InputError: two gates of one name, a gate that looks past the last training step, or one that goes by an
+            objective that the task does not measure or that is none of quality.
     """
 
     def __init__(self, space: Space, task: Task, gates: Sequence[Gate], measure_test: bool = False) -> None:
@@ -103,6 +104,11 @@ class Evaluator:
                 raise InputError(
                     f"gate {gate.name} looks at step {max(gate.steps)}, but training ends at {task.recipe.steps}; "
                     "lengthen recipe.steps or drop the gate"
+                )
+            if gate.objective and not task.measures[task.objective(gate.objective).name].quality:
+                raise InputError(
+                    f"gate {gate.name} goes by {gate.objective}, which is none of quality: it is measured when a "
+                    "training has ended; name another objective"
                 )
 
     def __call__(self, job: Job) -> Sequence[Outcome]:

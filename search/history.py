@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from normact.search.funnel import Funnel
 from normact.search.ledger import Event, Ledger
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome, Proposal
+from normact.search.pareto import non_dominated
 from normact.spaces.errors import InputError
 from normact.spaces.space import Space
 
@@ -53,17 +56,18 @@ class History:
         return Funnel.from_json(self.ledger.meta("funnel", {}))
 
     @property
-    def objective(self) -> Objective | None:
-        """What led the run; None where it did not get so far.
+    def objectives(self) -> dict[str, Objective]:
+        """What the run measures, by name, the leading one first; empty where it did not get so far.
 
         Raises:
             InputError: what is kept of it is damaged.
         """
-        data = self.ledger.meta("objective")
+        kept = self.ledger.meta("objectives") or [self.ledger.meta("objective")]  # runs of before kept the first alone
         try:
-            return None if data is None else Objective(**data)
+            objectives = [Objective(**data) for data in kept if data is not None]
         except TypeError as problem:
-            raise InputError(f"{self.ledger.path} is damaged: its objective cannot be read ({problem})") from None
+            raise InputError(f"{self.ledger.path} is damaged: its objectives cannot be read ({problem})") from None
+        return {objective.name: objective for objective in objectives}
 
     def record(self, number: int) -> Record:
         """A proposal.
@@ -129,6 +133,22 @@ class History:
             numbers = self.ledger.ranked(objective.name, device, largest_first, count)
             ranked[device] = [outcome for number in numbers if (outcome := self.outcome(number))]
         return ranked
+
+    def front(self, objectives: Sequence[Objective]) -> dict[str, list[Outcome]]:
+        """The Pareto front per kind of device, the best of the first objective first, then of the next.
+
+        By means over anchors, as in `ranked`: on it are the accepted outcomes with all of the objectives, such that no
+        other is at least as good in each of them and better in one.
+        """
+        signs = [1.0 if objective.direction == "maximize" else -1.0 for objective in objectives]
+        fronts = {}
+        for device in self.ledger.devices(objectives[0].name):
+            numbers, means = self.ledger.means([objective.name for objective in objectives], device)
+            skills = means * signs
+            best_first = np.lexsort((numbers, *-skills.T[::-1]))
+            kept = best_first[non_dominated(skills)[best_first]]
+            fronts[device] = [outcome for number in numbers[kept] if (outcome := self.outcome(int(number)))]
+        return {device: front for device, front in fronts.items() if front}
 
     def lineage(self, number: int) -> list[Record]:
         """The proposal and its first parents, back to a sample or a start."""

@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import IO, Any, Literal, NamedTuple, get_args
 from urllib.parse import quote
 
+import numpy as np
+
 from normact.search.outcome import Outcome
 from normact.spaces.errors import InputError
 
@@ -264,6 +266,20 @@ class Ledger:
         query = f"SELECT number FROM ranking WHERE objective = ? AND device = ? ORDER BY value {order}, number LIMIT ?"
         with self._reading():
             return [number for (number,) in self._db.execute(query, (objective, device, most))]
+
+    def means(self, objectives: Sequence[str], device: str) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers (n,) of the accepted outcomes of a kind of device that have all of these objectives, rising; and
+        their means over anchors (n, objectives)."""
+        marks = ", ".join("?" * len(objectives))
+        each = ", ".join(["max(CASE objective WHEN ? THEN value END)"] * len(objectives))
+        query = (
+            f"SELECT number, {each} FROM ranking WHERE device = ? AND objective IN ({marks}) "
+            "GROUP BY number HAVING count(*) = ? ORDER BY number"
+        )
+        with self._reading():
+            rows = self._db.execute(query, (*objectives, device, *objectives, len(objectives))).fetchall()
+        table = np.array(rows, dtype=float).reshape(len(rows), 1 + len(objectives))
+        return table[:, 0].astype(int), table[:, 1:]
 
     def devices(self, objective: str) -> dict[str, int]:
         """Per kind of device how many accepted outcomes measured an objective; most first."""

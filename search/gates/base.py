@@ -85,10 +85,12 @@ class TrainGate(Gate):
     Attributes:
         steps: at which training steps it is asked, for each anchor; 0 is before training.
         leaders: with how many of the best candidates it compares, by the context's snapshot.
+        objective: which of the task's objectives it goes by; empty for the first.
     """
 
     steps: tuple[int, ...]
     leaders: int = 0
+    objective: str = ""
 
     @abstractmethod
     def check(self, ctx: TrainContext) -> Verdict:

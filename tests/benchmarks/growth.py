@@ -94,7 +94,7 @@ def make(folder: Path, outcomes: int) -> dict[str, Any]:
     start = time.perf_counter()
     with run_folder.create(folder, config) as ledger:
         run_folder.check_fingerprints(ledger, space)
-        ledger.set_meta("objective", asdict(LOSS))
+        ledger.set_meta("objectives", [asdict(LOSS)])
         engine = _engine(space, controller, ledger, Budget(proposals=outcomes))
         engine.run()
         seconds = time.perf_counter() - start

@@ -1,5 +1,7 @@
 """History: what a ledger tells, read back."""
 
+from dataclasses import asdict
+
 import pytest
 
 from normact.search.budget import Budget
@@ -8,9 +10,10 @@ from normact.search.engine import Engine
 from normact.search.funnel import Funnel
 from normact.search.history import History
 from normact.search.ledger import Event, Ledger
-from normact.search.objective import Score
+from normact.search.objective import Objective, Score
 from normact.search.outcome import Outcome
 from normact.search.pool import LocalPool
+from normact.spaces import InputError
 from tests.judges import LOSS, Judge
 from tests.toy import Choice, ToySpace
 
@@ -75,3 +78,42 @@ def test_a_ranking_never_mixes_devices(ledger):
     assert [o.number for o in history.latest_accepted(5)] == [0, 2]
     assert [o.number for o in history.latest_accepted(1)] == [2]
     assert history.device == "cpu"
+
+
+def test_a_front_is_of_means_over_anchors_per_device(ledger):
+    """Means of (loss, accuracy): 0 (0.2, 0.5), 1 (0.3, 0.7), 2 dominated by 1, 3 the best loss, 4 on another device."""
+    accuracy = Objective("accuracy", "", "maximize", 0.1, 1.0)
+
+    def scores(*pairs):
+        losses = [Score("loss", anchor, 10, loss) for anchor, (loss, _) in zip("ab", pairs, strict=True)]
+        return (*losses, *(Score("accuracy", anchor, 10, hit) for anchor, (_, hit) in zip("ab", pairs, strict=True)))
+
+    record(ledger, 0, device="cpu", scores=scores((0.1, 0.4), (0.3, 0.6)))
+    record(ledger, 1, device="cpu", scores=scores((0.3, 0.7), (0.3, 0.7)))
+    record(ledger, 2, device="cpu", scores=scores((0.0, 0.9), (0.9, 0.3)))
+    record(ledger, 3, device="cpu", scores=scores((0.1, 0.1), (0.1, 0.1)))
+    record(ledger, 4, device="NVIDIA H100", scores=scores((0.9, 0.2), (0.9, 0.2)))
+    record(ledger, 5, device="cpu", gate="probe")
+    record(ledger, 6, device="cpu", scores=(Score("loss", "a", 10, 0.0),))  # never measured the other
+    record(ledger, 7, device="cpu", scores=scores((0.3, 0.7), (0.3, 0.7)))  # as good as 1
+    history = History(ledger)
+
+    def numbers(*objectives):
+        return {device: [o.number for o in front] for device, front in history.front(objectives).items()}
+
+    assert numbers(LOSS, accuracy) == {"cpu": [3, 0, 1, 7], "NVIDIA H100": [4]}
+    assert numbers(accuracy, LOSS) == {"cpu": [1, 7, 0, 3], "NVIDIA H100": [4]}
+    assert numbers(LOSS) == {"cpu": [6], "NVIDIA H100": [4]}
+    assert numbers(Objective("time", "", "minimize", 1.0, 0.0), LOSS) == {}
+
+
+def test_objectives_are_those_that_the_run_kept_also_of_earlier_runs(ledger):
+    assert History(ledger).objectives == {}
+    ledger.set_meta("objective", asdict(LOSS))
+    assert History(ledger).objectives == {"loss": LOSS}
+    cost = Objective("parameters", "", "minimize", 1.0, 0.0)
+    ledger.set_meta("objectives", [asdict(LOSS), asdict(cost)])
+    assert list(History(ledger).objectives.items()) == [("loss", LOSS), ("parameters", cost)]
+    ledger.set_meta("objectives", [{"name": "loss"}])
+    with pytest.raises(InputError, match="damaged: its objectives cannot be read"):
+        _ = History(ledger).objectives

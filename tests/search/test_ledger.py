@@ -79,6 +79,21 @@ def test_accepted_outcomes_are_ranked_by_their_last_mean_over_anchors(path):
         assert ledger.measured() == ["loss", "size"]
 
 
+def test_means_of_several_objectives_come_in_order_of_number(path):
+    def both(number, loss, size, device="cpu"):
+        scores = tuple(Score("loss", anchor, 10, loss + d) for anchor, d in (("a", -0.25), ("b", 0.25)))
+        outcome = Outcome(number, scores=(*scores, Score("size", "a", 10, size)), device=device)
+        return Event("finished", number, outcome.to_json())
+
+    with Ledger(path, create=True) as ledger:
+        ledger.append([both(2, 0.5, 3.0), both(0, 1.5, 1.0), both(3, 1.0, 2.0, "gpu"), outcome(1, math.inf)])
+        numbers, means = ledger.means(["size", "loss"], "cpu")
+        assert numbers.tolist() == [0, 2]
+        assert means.tolist() == [[1.0, 1.5], [3.0, 0.5]]
+        numbers, means = ledger.means(["time", "loss"], "cpu")
+        assert numbers.shape == (0,) and means.shape == (0, 2)
+
+
 def test_identities_are_keys_and_fingerprints_in_order(path):
     with Ledger(path, create=True) as ledger:
         ledger.append([Event("proposed", n, {"key": key}) for n, key in enumerate(["aa", "ab", "aa"])])
