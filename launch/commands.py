@@ -191,6 +191,8 @@ def _search(
     if engine.exhausted:
         setting.say("ended early: nothing but duplicates was proposed any more; widen the space")
     report.print_funnel(console, engine.funnel, gates, engine.seconds)
+    if said := controller.report():
+        setting.say(said)
     report.print_top(console, report.top_rows(History(ledger), space, objective, known, 5), objective)
     if len(front) > 1:
         report.print_front(console, report.front_rows(History(ledger), space, front, known))

@@ -319,6 +319,11 @@ def rerank_evaluator(config: Config) -> Evaluator:
     return Evaluator(space_of(config), rerank_task_of(config), [], measure_test=True)
 
 
+def proxy_evaluator(config: Config) -> Evaluator:
+    """What judges layers of a proxy study: the search's task without gates."""
+    return Evaluator(space_of(config), task_of(config), [])
+
+
 def in_worker(build: Callable[[Config], Evaluator], config: Config) -> Callable[[], Evaluate]:
     """A picklable factory of an evaluator, for a pool."""
     return functools.partial(build, config)

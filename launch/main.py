@@ -1,4 +1,4 @@
-"""The command line: `normact search | resume | show | rerank | export | curves | check | layers | ops`."""
+"""The command line: `normact search | proxy | resume | show | rerank | export | curves | check | layers | ops`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from normact.launch import commands, curves, export, look, show
+from normact.launch import commands, curves, export, look, proxy_study, show
 from normact.launch.config import add_module_paths, compose_config
 from normact.launch.run_folder import versions
 from normact.launch.setting import Setting
@@ -49,6 +49,9 @@ def _run(console: Console, options: argparse.Namespace) -> int:
             return commands.dry_run(setting, config) if options.dry_run else commands.search(setting, config)
         case "check":
             return look.check(setting, compose_config(options.overrides, options.config_dir), options.expression)
+        case "proxy":
+            plan = proxy_study.plan_of(options)
+            return proxy_study.proxy(setting, compose_config(options.overrides, options.config_dir), plan)
         case "resume":
             return commands.resume(setting, options.run_dir)
         case "rerank":
@@ -89,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--dry-run", action="store_true", help="print the resolved config and estimated minutes")
     check = commands_.add_parser("check", help="one layer through all gates and a training")
     check.add_argument("expression", help="an expression or a name from `normact layers`")
-    for sub in (search, check):
+    proxy = commands_.add_parser("proxy", help="how far short trainings can be trusted, and what to score by")
+    proxy_study.add_options(proxy)
+    for sub in (search, check, proxy):
         sub.add_argument("overrides", nargs="*", help="Hydra overrides")
         sub.add_argument("--config-dir", type=Path, help="a folder with YAML files and modules of your own")
 

@@ -107,14 +107,14 @@ def _line(progress: Progress, objective: Objective, describe: Callable[[int], st
 
 
 @contextmanager
-def rerank_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A display to hand to `Rerank.run`."""
+def trainings_progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A display to hand to `Trainings.run` or `Rerank.run`."""
     start = time.monotonic()
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
 
             def show(done: int, total: int) -> None:
-                text = Text(f"rerank: {done} of {total} trainings, {time.monotonic() - start:.0f} s")
+                text = Text(f"{what}: {done} of {total} trainings, {time.monotonic() - start:.0f} s")
                 live.update(Group(text, ProgressBar(total=total, completed=done, width=60)))
 
             yield show
@@ -124,7 +124,7 @@ def rerank_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
     def write(done: int, total: int) -> None:
         nonlocal last
         if done == total or time.monotonic() - last >= PLAIN_EVERY:
-            console.print(f"rerank: {done} of {total} trainings, {time.monotonic() - start:.0f} s", highlight=False)
+            console.print(f"{what}: {done} of {total} trainings, {time.monotonic() - start:.0f} s", highlight=False)
             last = time.monotonic()
 
     yield write

@@ -11,7 +11,7 @@ from rich.console import Console
 from normact.launch import report, run_folder
 from normact.launch.config import Config, check_meets, front_of, in_worker, pool_of, rerank_evaluator, rerank_task_of
 from normact.launch.export import Target, write_export
-from normact.launch.progress import rerank_progress
+from normact.launch.progress import trainings_progress
 from normact.launch.setting import Setting
 from normact.search.evaluate import Evaluator
 from normact.search.history import History
@@ -82,7 +82,7 @@ def _rerank(
     seconds = config["limits"]["train_seconds"]
     trainings = Trainings(trainings_depend_on, ledger, pool, seconds, reads_test=True)
     judged = Rerank(entrants, config["rerank"]["seeds"], objective, trainings, grid_of(config))
-    with rerank_progress(console) as on_progress:
+    with trainings_progress(console, "rerank") as on_progress:
         return judged.run(on_progress)
 
 

@@ -108,6 +108,10 @@ class Controller(ABC):
         """Numbers of the proposals that were not told yet, in order."""
         return tuple(self._open)
 
+    def report(self) -> str:
+        """What a person should know of it at the end of a search, in one line; empty for nothing."""
+        return ""
+
     @abstractmethod
     def propose(self, number: int, rng: np.random.Generator) -> Proposal:
         """Make proposal `number`, drawing from `rng` alone."""

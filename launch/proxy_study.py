@@ -1,0 +1,269 @@
+"""`normact proxy`: how far short trainings can be trusted on a task, and what to score candidates by."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from normact.launch import report, run_folder
+from normact.launch.commands import checked_evaluator
+from normact.launch.config import Config, in_worker, pool_of, proxy_evaluator
+from normact.launch.progress import trainings_progress
+from normact.launch.setting import Setting
+from normact.search.evaluate import Evaluator
+from normact.search.ledger import Ledger
+from normact.search.objective import Objective
+from normact.search.outcome import Outcome, mean_skill
+from normact.search.pool import Job
+from normact.search.proxy import ProxyRow, proxy_rows, recommend
+from normact.search.trainings import Trainings, Wanted
+from normact.spaces.errors import InputError
+from normact.spaces.space import Space
+
+FIRST_LONG_SEED = 3_000_000
+"""Seeds of long trainings count from here: none is that of a short one."""
+
+SCORES = ("training_loss", "extrapolated_loss")
+"""Measured beside what the config asks for."""
+
+TRIED_PER_SURVIVOR = 400
+RESULT = "proxy.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study trains.
+
+    Args:
+        steps: lengths of the short trainings, each with a schedule of its own.
+        seeds: short trainings a layer, at each length.
+        times: the long trainings have so many times the longest short one's steps.
+        long_seeds: long trainings a layer.
+        candidates: random ones that pass screening, beside the space's known layers.
+        least: a layer whose long trainings have less skill than this counts as not trained, and is left out.
+        slack: the cheapest score whose rank correlation is within this of the best is recommended.
+    """
+
+    steps: tuple[int, ...] = (50, 100, 200)
+    seeds: int = 3
+    times: int = 10
+    long_seeds: int = 2
+    candidates: int = 50
+    least: float = 0.2
+    slack: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not self.steps or min(self.steps) < 2 or len(set(self.steps)) != len(self.steps):
+            raise InputError(f"--steps needs different numbers of at least 2, got {list(self.steps)}")
+        if self.seeds < 2:
+            raise InputError(f"--seeds must be at least 2, or there is no spread between seeds, got {self.seeds}")
+        if self.times < 1 or self.long_seeds < 1 or self.candidates < 0:
+            raise InputError(
+                f"--times and --long-seeds must be at least 1 and --candidates at least 0, got {self.times}, "
+                f"{self.long_seeds} and {self.candidates}"
+            )
+        if self.slack < 0:
+            raise InputError(f"--slack must be at least 0, got {self.slack}")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `normact proxy`."""
+    plan = Plan()
+    parser.add_argument("--steps", default=",".join(map(str, plan.steps)), help="of short trainings (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=plan.seeds, help="short trainings a layer (%(default)s)")
+    parser.add_argument("--times", type=int, default=plan.times, help="so much longer are the long ones (%(default)s)")
+    parser.add_argument("--long-seeds", type=int, default=plan.long_seeds, help="long trainings a layer (%(default)s)")
+    parser.add_argument("--candidates", type=int, default=plan.candidates, help="random layers (%(default)s)")
+    parser.add_argument("--slack", type=float, default=plan.slack, help="of rank correlation (%(default)s)")
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """The plan that the options ask for.
+
+    Raises:
+        InputError: one is out of range or no number.
+    """
+    try:
+        steps = tuple(int(text) for text in options.steps.split(","))
+    except ValueError:
+        raise InputError(f"--steps needs whole numbers with commas between, got {options.steps!r}") from None
+    return Plan(
+        steps=steps,
+        seeds=options.seeds,
+        times=options.times,
+        long_seeds=options.long_seeds,
+        candidates=options.candidates,
+        slack=options.slack,
+    )
+
+
+def proxy(setting: Setting, config: Config, plan: Plan) -> int:
+    """`normact proxy`: train, print the table, and write it to the run folder. The exit status: 130 for Ctrl-C.
+
+    The same command with the same run_dir goes on where it was stopped.
+    """
+    for name in SCORES:
+        parts = {"training_loss": "TrainingLoss", "extrapolated_loss": "ExtrapolatedLoss"}
+        config["objective"].setdefault(name, {"_target_": f"normact.search.measures.{parts[name]}"})
+    folder = Path(config["run_dir"])
+    evaluator = checked_evaluator(setting, config)
+    truth = evaluator.task.objective(config["rerank"]["objective"])
+    with _ledger(folder, config, plan) as ledger:
+        layers = _layers(setting, config, evaluator, plan, ledger)
+        try:
+            with closing(pool_of(config, in_worker(proxy_evaluator, config), setting.module_paths)) as pool:
+                depends = {part: config[part] for part in ("data", "objective", "space", "task", "anchor", "recipe")}
+                trainings = Trainings(depends, ledger, pool, config["limits"]["train_seconds"])
+                skills, true = _trained(setting.console, trainings, evaluator, layers, plan, truth)
+        except KeyboardInterrupt:
+            setting.say("stopped; what was trained is recorded. Go on with the same command")
+            return 130
+    kept = np.isfinite(true) & (true >= plan.least)
+    for values in skills.values():
+        kept &= np.isfinite(values).all(1)
+    if kept.sum() < 3:
+        raise InputError(f"only {kept.sum()} of {len(layers)} layers were trained to a skill of {plan.least:g}")
+    rows = proxy_rows({key: values[kept] for key, values in skills.items()}, true[kept])
+    chosen = recommend(rows, plan.slack)
+    data = {"plan": asdict(plan), "truth": truth.name, "layers": int(kept.sum()), "of": len(layers)}
+    data |= {"rows": [asdict(row) for row in rows], "recommended": asdict(chosen)}
+    (folder / RESULT).write_text(json.dumps(data, indent=1) + "\n")
+    print_rows(setting.console, rows, chosen)
+    setting.say(
+        f"{kept.sum()} of {len(layers)} layers count; the others did not train. Long trainings: "
+        f"{plan.times * max(plan.steps)} steps, {plan.long_seeds} other seeds, by {truth.name}."
+    )
+    setting.say(
+        f"Recommended: objective=[{chosen.score},...] recipe.steps={chosen.steps} with {chosen.seeds} seed(s): rank "
+        f"correlation {chosen.correlation:.3f} ({chosen.low:.3f} to {chosen.high:.3f})"
+    )
+    return 0
+
+
+def _ledger(folder: Path, config: Config, plan: Plan) -> Ledger:
+    """The study's ledger, new or as it was left.
+
+    Raises:
+        InputError: the folder holds something else, or the study of another config.
+    """
+    asked = {"plan": asdict(plan), "config": {k: v for k, v in config.items() if k not in ("run_dir", "pool")}}
+    asked = json.loads(json.dumps(asked))
+    if not folder.exists() or not any(folder.iterdir()):
+        ledger = run_folder.create(folder, config)
+        ledger.set_meta("proxy", asked)
+        return ledger
+    ledger = run_folder.open_ledger(folder, write=True)
+    if ledger.meta("proxy") != asked:
+        ledger.close()
+        raise InputError(f"{folder} exists already, and is not this study; give another run_dir")
+    return ledger
+
+
+def _layers(
+    setting: Setting, config: Config, evaluator: Evaluator, plan: Plan, ledger: Ledger
+) -> list[tuple[str, Any]]:
+    """Known layers and random survivors of screening, by name and JSON; distinct by fingerprint, as far as it is taken.
+
+    Raises:
+        InputError: too few pass.
+    """
+    if (kept := ledger.meta("proxy_layers")) is not None:
+        return [(name, data) for name, data in kept]
+    space = evaluator.space
+    found: dict[str, tuple[str, Any]] = {}
+    for name, candidate in space.baselines().items():
+        outcome = _screened(evaluator, space.to_json(candidate), config["seed"])
+        found.setdefault(outcome.fingerprint or name, (name, space.to_json(candidate)))
+    known = len(found)
+    for data in _random(space, config["seed"], TRIED_PER_SURVIVOR * max(1, plan.candidates)):
+        if len(found) - known >= plan.candidates:
+            break
+        outcome = _screened(evaluator, data, config["seed"])
+        if not outcome.gate:
+            text = space.key(space.from_json(data))
+            found.setdefault(outcome.fingerprint or text, (report.readable(space, space.from_json(data)), data))
+    if len(found) - known < plan.candidates:
+        raise InputError(
+            f"only {len(found) - known} of {plan.candidates} random candidates passed screening; loosen the gates, or "
+            "give fewer --candidates"
+        )
+    ledger.set_meta("proxy_layers", list(found.values()))
+    return list(found.values())
+
+
+def _random(space: Space, seed: int, most: int) -> Iterator[Any]:
+    for number in range(most):
+        rng = np.random.default_rng(np.random.SeedSequence([seed, number]))
+        yield space.to_json(space.sample(rng))
+
+
+def _screened(evaluator: Evaluator, data: Any, seed: int) -> Outcome:
+    return evaluator(Job(0, "screen", ((0, data),), seed))[0]
+
+
+def _trained(
+    console: Console,
+    trainings: Trainings,
+    evaluator: Evaluator,
+    layers: Sequence[tuple[str, Any]],
+    plan: Plan,
+    truth: Objective,
+) -> tuple[dict[tuple[str, int], np.ndarray], np.ndarray]:
+    """Skills of short trainings, (layers, seeds) by objective and steps; and of long ones, (layers,)."""
+    recipe = evaluator.task.recipe
+    long = plan.times * max(plan.steps)
+
+    def wanted(steps: int, seeds: Sequence[int]) -> list[Wanted]:
+        changes = {"steps": steps, "warmup": min(steps - 1, round(recipe.warmup * steps / recipe.steps))}
+        return [Wanted(n, name, data, seed, changes) for n, (name, data) in enumerate(layers) for seed in seeds]
+
+    short_seeds = range(plan.seeds)
+    parts = [wanted(steps, short_seeds) for steps in plan.steps]
+    parts.append(wanted(long, range(FIRST_LONG_SEED, FIRST_LONG_SEED + plan.long_seeds)))
+    with trainings_progress(console, "proxy") as on_progress:
+        outcomes = trainings.run([want for part in parts for want in part], on_progress)
+    tables = []
+    for part in parts:
+        tables.append(outcomes[: len(part)])
+        outcomes = outcomes[len(part) :]
+    skills = {
+        (name, steps): _table(table, lambda o, obj=objective: mean_skill(obj, o), plan.seeds)  # type: ignore[misc]
+        for steps, table in zip(plan.steps, tables, strict=False)
+        for name, objective in evaluator.task.objectives.items()
+        if evaluator.task.measures[name].quality
+    }
+    return skills, _table(tables[-1], lambda o: mean_skill(truth, o), plan.long_seeds).mean(1)
+
+
+def _table(outcomes: Sequence[Outcome], skill: Callable[[Outcome], float], seeds: int) -> np.ndarray:
+    """(layers, seeds); minus infinity where a training failed."""
+    values = [-np.inf if outcome.gate else skill(outcome) for outcome in outcomes]
+    return np.array(values).reshape(-1, seeds)
+
+
+def print_rows(console: Console, rows: Sequence[ProxyRow], chosen: ProxyRow) -> None:
+    """The study's table, the recommended row marked."""
+    table = Table(title="Ways to score a candidate, against long trainings", title_justify="left")
+    table.add_column("score")
+    for column in ("steps", "seeds", "rank correlation", "95% interval", "signal/noise", "paired"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row.score,
+            str(row.steps),
+            str(row.seeds),
+            f"{row.correlation:.3f}{' <' if row == chosen else ''}",
+            f"{row.low:.3f} to {row.high:.3f}",
+            f"{row.unpaired:.2f}",
+            f"{row.paired:.2f}",
+        )
+    console.print(table)

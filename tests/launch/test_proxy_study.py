@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from normact.launch.main import main
+from normact.search.ledger import Ledger
+from tests.launch.conftest import TINY
+
+PLAN = ["--steps", "4,8", "--seeds", "2", "--times", "2", "--long-seeds", "1", "--candidates", "4"]
+
+
+def proxy(*arguments, run_dir="run"):
+    overrides = [part for part in TINY if not part.startswith(("gates", "~gates"))]
+    return main(["proxy", *PLAN, *arguments, *overrides, "gates=none", f"run_dir={run_dir}"])
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("normact.launch.proxy_study.Plan.least", -10.0)
+
+
+def trainings(run_dir="run"):
+    with Ledger(f"{run_dir}/ledger.sqlite", write=False) as ledger:
+        return ledger.count("reranked"), ledger.count("test_read")
+
+
+def test_a_study_trains_all_prints_a_table_and_goes_on_without_repeating(tmp_path, capsys):
+    assert proxy() == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    data = json.loads((tmp_path / "run/proxy.json").read_text())
+    assert data["of"] >= 10
+    assert trainings() == (data["of"] * (2 * 2 + 1), 0)
+    scores = {row["score"] for row in data["rows"]}
+    assert {"validation_loss", "accuracy", "training_loss", "extrapolated_loss"} <= scores
+    assert {(row["steps"], row["seeds"]) for row in data["rows"]} == {(4, 1), (4, 2), (8, 1), (8, 2)}
+    assert data["recommended"] in data["rows"]
+    assert f"recipe.steps={data['recommended']['steps']}" in out
+    (tmp_path / "run/proxy.json").unlink()
+    assert proxy() == 0
+    assert json.loads((tmp_path / "run/proxy.json").read_text()) == data
+    assert trainings() == (data["of"] * 5, 0)
+
+
+def test_another_study_in_the_same_folder_is_refused(tmp_path, capsys):
+    assert proxy("--candidates", "0") == 0
+    before = (tmp_path / "run/proxy.json").read_bytes()
+    assert proxy("--candidates", "1") == 2
+    assert "is not this study; give another run_dir" in capsys.readouterr().err
+    assert (tmp_path / "run/proxy.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--steps", "4,x"], "--steps needs whole numbers with commas between, got '4,x'"),
+        (["--steps", "4,4"], "--steps needs different numbers of at least 2, got [4, 4]"),
+        (["--seeds", "1"], "--seeds must be at least 2"),
+        (["--times", "0"], "--times and --long-seeds must be at least 1"),
+        (["--slack", "-1"], "--slack must be at least 0, got -1.0"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_one_line(arguments, says, tmp_path, capsys):
+    assert proxy(*arguments) == 2
+    err = capsys.readouterr().err
+    assert says in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
