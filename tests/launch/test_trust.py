@@ -115,6 +115,13 @@ def test_a_run_on_this_machine_or_on_the_cluster_that_it_is_in_is_not(address):
     check_targets({"pool": pool})
 
 
+def test_optuna_s_samplers_may_be_named_and_nothing_else_of_it():
+    check_targets({"controller": {"sampler": {"_target_": "optuna.samplers.NSGAIISampler"}}})
+    for target in ("optuna.create_study", "optuna.storages.RDBStorage", "optuna.samplers._cmaes.pickle.loads"):
+        with pytest.raises(InputError, match="which is not ours"):
+            check_targets({"controller": {"sampler": {"_target_": target}}})
+
+
 @pytest.mark.parametrize(
     "target",
     [

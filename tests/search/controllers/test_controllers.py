@@ -27,7 +27,7 @@ def nsga3(**settings):
 
 SPACES = {
     "graph": GraphSpace([*EVONORM_POINTWISE, *EVONORM_MOMENTS]),
-    "small": GraphSpace(["add", "mul", "neg", "sigmoid", "batch_mean", "batch_std"], nodes=4),
+    "small": GraphSpace(["add", "mul", "neg", "sigmoid", "batch_mean", "batch_std"], nodes=3),
     "toy": ToySpace(),
     "plane": Plane(),
 }
@@ -38,16 +38,26 @@ CONTROLLERS = {
     "evolution_mean": (partial(Evolution, winner="mean", window=40, warmup=5, fresh=0.1), ["graph", "toy"]),
     "regularized": (partial(Evolution, **AGING, warmup=20), ["graph", "toy"]),
     "crossover": (partial(Evolution, window=40, warmup=5, crossover=0.5), ["graph", "toy"]),
-    "tpe": (partial(OptunaSearch, sampler=TPESampler(n_startup_trials=5), window=40), ["small", "toy"]),
-    "tpe_each": (partial(OptunaSearch, sampler=TPESampler(n_startup_trials=5), anchors="each"), ["small"]),
+    "tpe": (partial(OptunaSearch, sampler=TPESampler(n_startup_trials=5), window=40, max_repeats=3), ["small"]),
+    "tpe_each": (
+        partial(OptunaSearch, sampler=TPESampler(n_startup_trials=5), anchors="each", max_repeats=3),
+        ["small"],
+    ),
     "nsga2": (
-        partial(OptunaSearch, sampler=NSGAIISampler(population_size=8), anchors="each", rejected="worst"),
+        partial(
+            OptunaSearch, sampler=NSGAIISampler(population_size=8), anchors="each", rejected="worst", max_repeats=3
+        ),
         ["small", "toy"],
     ),
-    "nsga3": (partial(OptunaSearch, sampler=nsga3(population_size=8), anchors="each"), ["small"]),
+    "nsga3": (partial(OptunaSearch, sampler=nsga3(population_size=8), anchors="each", max_repeats=3), ["small"]),
     "cmaes": (partial(OptunaSearch, sampler=CmaEsSampler()), ["plane"]),
 }
-CASES = [(name, space) for name, (_, spaces) in CONTROLLERS.items() for space in spaces]
+SLOW = ("tpe_each", "nsga3")
+CASES = [
+    pytest.param(name, space, marks=[pytest.mark.slow] * (name in SLOW))
+    for name, (_, spaces) in CONTROLLERS.items()
+    for space in spaces
+]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
