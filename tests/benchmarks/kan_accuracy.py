@@ -115,7 +115,7 @@ def run() -> dict[str, Any]:
     outcomes = study.judge("final", (*SPACE, *overrides), entrants, SEEDS)
     hidden = round((parameters - 10) / (784 + 1 + 10))
     mlp = {f"MLP [784, {hidden}, 10]": "node(graph(expression='silu(x)'), normalizer=none)"}
-    anchor = ("space=kan_act", "space.layouts=[NC]", "anchor=mlp", f"anchor.mlp.hidden=[{hidden}]")
+    anchor = ("space=kan_act", "recipe=kan", "space.layouts=[NC]", "anchor=mlp", f"anchor.mlp.hidden=[{hidden}]")
     outcomes |= study.judge("final_mlp", (*anchor, *overrides), mlp, SEEDS)
     models = {name: model_of(space, text) for name, text in entrants.items()}
     models |= {name: mlp_of(hidden, text) for name, text in mlp.items()}
