@@ -13,14 +13,15 @@ import numpy as np
 
 from normact import conf
 from normact.launch.config import compose_config, controller_of
-from normact.search.controllers import Controller
+from normact.search.controllers import Controller, OptunaSearch
 from normact.search.objective import Score
 from normact.search.outcome import Outcome, Proposal
 from normact.spaces import Space
 from tests.judges import LOSS
 
 BEHIND = 100_000
-OPTUNA = ("cmaes", "nsga2", "nsga3", "optuna", "tpe")  # these take longer: see `optuna_ask_tell`
+OPTUNA = ("cmaes", "nsga2", "nsga3", "optuna", "tpe")
+"""Controllers of which one ask takes Optuna milliseconds; and `cmaes` does not suit a space of graphs."""
 MEASURED = 3_000
 CONTROLLERS = sorted(path.stem for path in Path(conf.__path__[0]).glob("controller/*.yaml"))
 VARIANTS = {"evolution_mean": ["controller=evolution", "controller.winner=mean"]}
@@ -38,17 +39,32 @@ def made(name: str, space: Space) -> Controller:
 
 def ask_tell(space: Space) -> dict[str, dict[str, float]]:
     """Per controller: median and 99th percentile in ms of wall time, and of the thread's processor time."""
-    return {name: measure(aged(made(name, space))) for name in OVERRIDES}
+    return {name: measure(aged(made(name, space))) for name in OVERRIDES if name not in OPTUNA}
 
 
-def aged(controller: Controller) -> Controller:
-    """The controller with 100,000 accepted proposals of 2,000 candidates behind it."""
+def optuna_ask_tell(space: Space, name: str, behind: int) -> dict[str, float]:
+    """The same of one of Optuna's samplers, after so many outcomes, over 100 asks; and its repeats in them."""
+    controller = aged(made(name, space), behind)
+    assert isinstance(controller, OptunaSearch)
+    controller.repeats = 0
+    return {**measure(controller, 100), "repeats": controller.repeats}
+
+
+def aged(controller: Controller, behind: int = BEHIND) -> Controller:
+    """The controller with so many accepted proposals of 2,000 candidates behind it."""
     candidates = [controller.space.sample(np.random.default_rng([1, k])) for k in range(2000)]
+    notes = [_note(controller.space, candidate) for candidate in candidates] if behind else []
     outcome = outcomes()
-    for number in range(BEHIND):
-        controller.replay(Proposal(number, candidates[number % len(candidates)]))
+    for number in range(behind):
+        k = number % len(candidates)
+        controller.replay(Proposal(number, candidates[k], note=notes[k]))
         controller.tell(number, next(outcome))
     return controller
+
+
+def _note(space: Space, candidate: Any) -> Any:
+    """What a sampler of Optuna has noted of a candidate; of no generation, so that NSGA-II starts its first."""
+    return {"trial": [space.trial_parameters(candidate), {}], "answered": [], "study": {}}
 
 
 def outcomes() -> Iterator[Outcome]:
@@ -61,7 +77,7 @@ def outcomes() -> Iterator[Outcome]:
         number += 1
 
 
-def measure(controller: Controller) -> dict[str, float]:
+def measure(controller: Controller, count: int = MEASURED) -> dict[str, float]:
     """Times of further asks and tells, one after the other."""
     times: dict[str, list[float]] = {name: [] for name in ("ask", "tell", "ask_cpu", "tell_cpu")}
 
@@ -73,7 +89,7 @@ def measure(controller: Controller) -> dict[str, float]:
         return result
 
     outcome = outcomes()
-    for _ in range(MEASURED):
+    for _ in range(count):
         proposal = timed("ask", controller.ask)
         timed("tell", partial(controller.tell, proposal.number, next(outcome)))
     return {
