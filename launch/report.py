@@ -81,8 +81,7 @@ def print_front(console: Console, rows: Mapping[str, Sequence[Mapping[str, Any]]
     """A table per kind of device."""
     for device, front in rows.items():
         columns = {name: [row["means"][name] for row in front] for name in front[0]["means"]}
-        title = f"Pareto front of {' and '.join(columns)} ({device}, one seed, means over anchors)"
-        _print_layers(console, title, front, columns)
+        _print_layers(console, f"Pareto front, means over anchors ({device}, one seed)", front, columns)
 
 
 def _print_layers(

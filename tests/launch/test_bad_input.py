@@ -258,7 +258,7 @@ def test_finds_that_are_all_baselines_are_no_error(normact):
     known = ["controller=random", "budget.proposals=1", "start_from=[bn_relu]"]
     status, out, _ = normact("search", *TINY, *TINY_RERANK, *known, "run_dir=run")
     assert status == 0
-    assert "no rerank: no find passed" in out
+    assert "no rerank: nothing computes something else than the baselines" in out
     assert normact("rerank", "run")[0] == 0
 
 
