@@ -174,7 +174,7 @@ def _autocast(dtype: torch.dtype) -> Callable[[Subject], Found]:
         exact = module.eval()(x).detach()
         with torch.autocast(device, dtype):
             found = module(x).detach()
-            y = module.train()(x)
+            y = module.train()(x.requires_grad_())
             y.float().sum().backward()
         if not y.isfinite().all():
             raise ArithmeticError("an output is not finite")
@@ -186,9 +186,9 @@ def _autocast(dtype: torch.dtype) -> Callable[[Subject], Found]:
 def _half(subject: Subject) -> Found:
     """Finite wherever the same layer with the same numbers, computed in float32, is within float16's range."""
     x = subject.x.half()
-    y = subject.make().half().train()(x)
+    y = subject.make().half().train()(x.requires_grad_())
     y.float().sum().backward()
-    wide = subject.make().half().float().train()(x.float()).detach()
+    wide = subject.make().half().float().train()(x.detach().float()).detach()
     beyond = wide.abs() >= LARGEST_HALF
     if y.dtype != torch.float16 or not y[~beyond].isfinite().all():
         raise ArithmeticError(f"the output is {y.dtype}, finite: {bool(y.isfinite().all())}")

@@ -25,6 +25,7 @@ from normact.search.ledger import Ledger
 from normact.search.objective import Objective
 from normact.search.outcome import mean_skill
 from normact.spaces.errors import InputError
+from normact.spaces.graph_space import GraphSpace
 from normact.spaces.space import Space
 
 MOST_MEANT = 100
@@ -102,10 +103,18 @@ class Target:
         """Check the rest, before anything is written.
 
         Raises:
-            InputError: a place that the layer cannot stand at, a curve of a layer that has none.
+            InputError: a place that the layer cannot stand at, a formula or picture of a layer that is no graph, a
+                curve of one that has none.
         """
-        if FORMATS[self.path.suffix].placed:
+        wanted = FORMATS[self.path.suffix]
+        if wanted.placed:
             self.place.site(space)
+        if wanted.graphs and not isinstance(space, GraphSpace):
+            others = [suffix for suffix, found in FORMATS.items() if not found.graphs]
+            raise InputError(
+                f"{self.path.suffix} is for graph layers, got {space.describe(candidate)}; "
+                f"write it as {', '.join(others[:-1])} or {others[-1]}"
+            )
         if self.curve and pointwise(space, candidate) is None:
             raise InputError(f"--curve {self.curve}: only a graph without moments has one")
 

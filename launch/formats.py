@@ -97,10 +97,10 @@ class Export:
         except Exception as problem:
             raise InputError(f"torch.export cannot take {self.name}: {first_line(problem)}; write it as .py") from None
 
-    def graph(self, what: str) -> LayerGraph:
-        """The candidate as a graph; where there is a fixed norm, behind it."""
-        if not isinstance(self.space, GraphSpace):
-            raise InputError(f"there is no {what} of {self.space.describe(self.candidate)}: only of a graph layer")
+    @property
+    def graph(self) -> LayerGraph:
+        """The candidate of a graph space; where there is a fixed norm, behind it."""
+        assert isinstance(self.space, GraphSpace)
         return self.space.whole(self.candidate)
 
 
@@ -123,30 +123,31 @@ def _onnx(export: Export, path: Path) -> None:
 
 
 def _tex(export: Export, path: Path) -> None:
-    path.write_text(tex(export.graph("formula"), export.note))
+    path.write_text(tex(export.graph, export.note))
 
 
 def _picture(export: Export, path: Path) -> None:
-    picture.save(picture.draw_graph(export.graph("picture")), path, export.note)
+    picture.save(picture.draw_graph(export.graph), path, export.note)
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a file is written, what it needs beside torch, and whether it is of a layer at a place."""
+    """How a file is written, what it needs beside torch, whether it is of a layer at a place, or of a graph alone."""
 
     write: Callable[[Export, Path], None]
     needs: tuple[str, ...] = ()
     extra: str = ""
     placed: bool = False
+    graphs: bool = False
 
 
-_PICTURE = Format(_picture, PICTURES, "pictures")
+_PICTURE = Format(_picture, PICTURES, "pictures", graphs=True)
 
 FORMATS: dict[str, Format] = {
     ".py": Format(_python),
     ".pt2": Format(_program, placed=True),
     ".onnx": Format(_onnx, ONNX, "onnx", placed=True),
-    ".tex": Format(_tex),
+    ".tex": Format(_tex, graphs=True),
     ".svg": _PICTURE,
     ".png": _PICTURE,
     ".pdf": _PICTURE,

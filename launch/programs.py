@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,8 @@ def program_of(module: nn.Module, x: Tensor, layout: Layout) -> torch.export.Exp
         Exception: of `torch.export`, where the module has no such program.
     """
     free = {axis: torch.export.Dim.DYNAMIC for axis in range(x.dim()) if axis != channel_axis(layout)}
-    return torch.export.export(module.eval(), (x,), dynamic_shapes=(free,))
+    with _unwarned():
+        return torch.export.export(module.eval(), (x,), dynamic_shapes=(free,))
 
 
 def onnx_of(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
@@ -36,9 +39,17 @@ def onnx_of(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
     Raises:
         Exception: of `torch.onnx`, where an operation has no translation.
     """
-    onnx = torch.onnx.export(program, dynamo=True, verbose=False)
+    with _unwarned():
+        onnx = torch.onnx.export(program, dynamo=True, verbose=False)
     assert onnx is not None
     return onnx
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about its own parts
+        yield
 
 
 def missing(packages: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from normact.launch.checks import CHECKS, COMPILE, ONNXRUNTIME, PROGRAM
+from normact.launch import checks
+from normact.launch.checks import COMPILE, ONNXRUNTIME, PROGRAM
 from normact.launch.main import main
 
 TINY = [
@@ -34,15 +35,23 @@ TINY_RERANK = [
 ]
 
 
+COSTLY = {COMPILE, PROGRAM, ONNXRUNTIME}
+"""Checks of an export that take seconds each."""
+
+
+def without_checks(monkeypatch, names):
+    """Have exports checked without these checks."""
+    left = {name: check for name, check in checks.CHECKS.items() if name not in names}
+    monkeypatch.setattr(checks, "CHECKS", left)
+
+
 @pytest.fixture
 def normact(capsys, monkeypatch, tmp_path):
     """Runs a command line in an empty folder; gives status, standard output and standard error.
 
-    Exports are compiled and translated in `test_checks` and in the processes of `test_processes`, not here: it takes
-    seconds each.
+    Exports are compiled and translated in `test_checks` and in the processes of `test_processes`, not here.
     """
-    for name in (COMPILE, PROGRAM, ONNXRUNTIME):
-        monkeypatch.delitem(CHECKS, name)
+    without_checks(monkeypatch, COSTLY)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
 
