@@ -30,7 +30,7 @@ from normact.launch.config import (
 )
 from normact.launch.interrupt import stop_on_interrupt
 from normact.launch.progress import search_progress
-from normact.launch.reranking import check_rerank, run_rerank
+from normact.launch.reranking import check_rerank, grid_of, run_rerank
 from normact.launch.schema import check_form
 from normact.launch.setting import Setting
 from normact.search.controllers import Start
@@ -40,6 +40,7 @@ from normact.search.funnel import ACCEPTED
 from normact.search.history import History
 from normact.search.ledger import Ledger, check_durability
 from normact.search.pool import Pool
+from normact.search.rerank import trainings_each
 from normact.spaces.errors import InputError
 from normact.spaces.space import Space
 
@@ -217,7 +218,8 @@ def dry_run(setting: Setting, config: Config) -> int:
         text = f"{minutes:g} minutes"
     setting.say(f"# search: {text}")
     if finalists := config["rerank"]["finalists"]:
-        trainings = (finalists + len(config["rerank"]["baselines"])) * config["rerank"]["seeds"]
+        each = trainings_each(config["rerank"]["seeds"], grid_of(config))
+        trainings = (finalists + len(config["rerank"]["baselines"])) * each
         seconds = trainings * _seconds_per_training(rerank_evaluator(config)) / workers
         setting.say(f"# rerank: {trainings} trainings, about {seconds / 60:.1f} minutes")
     return 0

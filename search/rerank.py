@@ -21,6 +21,8 @@ FIRST_SEED = 1_000_000
 FIRST_TUNING_SEED = 2_000_000
 """Those that decide about learning rates."""
 
+TUNING_SEEDS = 2
+
 ENOUGH_SEEDS = 8
 """With fewer, a result is preliminary and nothing may be called better."""
 
@@ -105,7 +107,7 @@ class Rerank:
         objective: Objective,
         trainings: Trainings,
         grid: Sequence[float] = (),
-        tuning_seeds: int = 2,
+        tuning_seeds: int = TUNING_SEEDS,
     ) -> None:
         roles = [entrant.role for entrant in entrants]
         if "finalist" not in roles or "baseline" not in roles:
@@ -131,8 +133,8 @@ class Rerank:
 
     def run(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Standing]:
         """Train what the ledger lacks, and judge. Calls `on_progress(done, total)` after each training."""
-        tuned = len(self.tuning_seeds) * len(self.grid) * len(self.entrants)
-        total = tuned + len(self.seeds) * len(self.entrants)
+        total = trainings_each(len(self.seeds), self.grid, len(self.tuning_seeds)) * len(self.entrants)
+        tuned = total - len(self.seeds) * len(self.entrants)
         rates = self._rates(lambda done, _: on_progress(done, total))
         cells = [(index, seed) for seed in self.seeds for index in range(len(self.entrants))]
         wanted = [self._wanted(index, seed, rates[index]) for index, seed in cells]
@@ -158,6 +160,11 @@ class Rerank:
     def _wanted(self, index: int, seed: int, lr: float | None) -> Wanted:
         entrant = self.entrants[index]
         return Wanted(index, entrant.name, entrant.candidate, seed, {} if lr is None else {"lr": lr})
+
+
+def trainings_each(seeds: int, grid: Sequence[float], tuning_seeds: int = TUNING_SEEDS) -> int:
+    """How many trainings a layer takes in a rerank."""
+    return seeds + (tuning_seeds * len(grid) if len(grid) > 1 else 0)
 
 
 def standings(
