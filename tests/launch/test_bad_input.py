@@ -249,8 +249,7 @@ def test_one_more_seed_trains_and_reads_that_seed_alone(normact, tmp_path):
 
 def test_show_prints_the_table_of_the_rerank(normact):
     out = normact("search", *TINY, *TINY_RERANK, "run_dir=run")[1]
-    table = out[out.index("Rerank: test") : out.index("exported #")]
-    assert "Preliminary: 2 seeds" in table
+    table = out[out.index("Rerank: test") : out.index("\n", out.index("Preliminary: 2 seeds"))]
     assert table in normact("show", "run")[1]
 
 
