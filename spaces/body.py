@@ -32,6 +32,20 @@ BEFORE_ROOT = {"mean": "mean", "rms": "square", "std": "var"}
 SMALL = {"batch": "_batch", "group": "_group", "layer": "_layer"}
 """Methods that average over planes."""
 
+OF_PLANES = {
+    "mean": "plane_mean({0}, self.axis)",
+    "square": "plane_square({0}, self.axis)",
+    "var": "plane_mean_var({0}, self.axis)",
+}
+"""Calls for the statistics of planes; the last one gives the mean too."""
+
+OF_CONSTANT_PLANES = {
+    "mean": "constant_plane({0}, self.axis)[0]",
+    "square": "constant_plane({0}, self.axis)[0].square()",
+    "var": "constant_plane({0}, self.axis)",
+}
+"""The same where each plane has one value."""
+
 LONGEST = 120
 """Columns of a line."""
 
@@ -136,6 +150,8 @@ class Computation:
         self.lowered = lower(graph, guards)
         self.written = can_be_written(self.lowered)
         self.batch = any(s.moment.index_set == "batch" for s in self.lowered.moments)
+        wholes = [s for s in self.lowered.steps if isinstance(s, Step) and s.op == "whole"]
+        self.constant = {step.target.name for step in wholes if step.args[0].kind == "plane"}
 
     # -- the numbers per channel ----------------------------------------------------------------------------
 
@@ -152,13 +168,15 @@ class Computation:
         """Calls for the statistics of a value's planes, their names, and whether evaluation needs them too."""
         found = [s for s in self.lowered.moments if s.of.name == of and s.moment.index_set != "channel"]
         needs = {BEFORE_ROOT[s.moment.statistic] for s in found}
+        forms = OF_CONSTANT_PLANES if of in self.constant else OF_PLANES
+        call = {base: self.body.method(forms[base].format(of)) for base in needs}
         calls, names = [], []
         if "var" in needs:
-            calls, names = [f"*{self.body.ours('plane_mean_var')}({of}, self.axis)"], [f"{of}_mean", f"{of}_var"]
+            calls, names = ["*" + call["var"]], [f"{of}_mean", f"{of}_var"]
         elif "mean" in needs:
-            calls, names = [f"{self.body.ours('plane_mean')}({of}, self.axis)"], [f"{of}_mean"]
+            calls, names = [call["mean"]], [f"{of}_mean"]
         if "square" in needs:
-            calls.append(f"{self.body.ours('plane_square')}({of}, self.axis)")
+            calls.append(call["square"])
             names.append(f"{of}_square")
         return calls, names, any(s.moment.index_set != "batch" for s in found)
 

@@ -99,6 +99,13 @@ def plane_square(x: Tensor, axis: int) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True)
     return norm.square() * (norm.numel() / x.numel())
 ''',
+    "constant_plane": '''
+def constant_plane(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The mean and the variance of each plane, where it has one value: exactly that, where a sum would be rounded."""
+    for a in positions(x, axis):
+        x = x.narrow(a, 0, 1)
+    return x, torch.zeros_like(x)
+''',
     "plane_mean_var": '''
 def plane_mean_var(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """The mean and the variance (biased) of each plane, that is of each sample's channels."""
