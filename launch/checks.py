@@ -22,6 +22,10 @@ from normact.spaces.site import Site
 ROUNDING = 10
 """Two computations in float32 may differ by this many times what float32 itself is off by there."""
 
+NOISE = 1000
+"""Differences are relative to a tensor's size, but to no less than this many times what float32 is off by in it: the
+gradient of |x| / x is rounding alone, and not told from 0."""
+
 LARGEST_HALF = 65000.0
 """Above it float16 may be infinite: it ends at 65,504."""
 
@@ -91,18 +95,26 @@ def first_line(problem: Exception) -> str:
 
 
 def difference(ours: nn.Module, theirs: nn.Module, site: Site, dtype: torch.dtype = torch.float64) -> float:
-    """The largest difference of outputs and input gradients, relative to the root mean square of `theirs`.
+    """The largest difference of outputs and input gradients, relative to the root mean square of `theirs`; see `NOISE`.
 
     Over two training batches and one evaluation; `theirs` is computed in float64, `ours` in `dtype`.
     """
-    ours, theirs = ours.to(dtype), theirs.double()
+    ours, rounded, theirs = ours.to(dtype), copy.deepcopy(theirs).float(), theirs.double()
     worst = 0.0
     for training, number in ((True, 0), (True, 1), (False, 0)):
-        x, cotangent = probe_batch(site, number)
-        found = _response(ours.train(training), x.to(dtype), cotangent.to(dtype))
-        expected = _response(theirs.train(training), x, cotangent)
-        worst = max(worst, *map(_off, found, expected))
+        batch = probe_batch(site, number)
+        expected = _response(theirs.train(training), *batch)
+        noisy = _response(rounded.train(training), *(part.float() for part in batch))
+        found = _response(ours.train(training), *(part.to(dtype) for part in batch))
+        for a, b, c in zip(found, expected, noisy, strict=True):
+            noise = float((c - b).abs().max())
+            worst = max(worst, _off(a, b, NOISE * noise if math.isfinite(noise) else 0.0))
     return worst
+
+
+def _size(x: Tensor) -> float:
+    """The root mean square."""
+    return float(x.double().square().mean().sqrt())
 
 
 def _response(module: nn.Module, x: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,11 +124,11 @@ def _response(module: nn.Module, x: Tensor, cotangent: Tensor) -> tuple[Tensor, 
     return y.detach(), gradient
 
 
-def _off(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the root mean square of b; infinite where it is none."""
+def _off(a: Tensor, b: Tensor, least: float = 0.0) -> float:
+    """The largest difference, relative to the root mean square of b, or to `least`; infinite where it is no number."""
     if not b.numel():
         return 0.0
-    off = float((a.double() - b.double()).abs().max()) / max(float(b.double().square().mean().sqrt()), 1e-30)
+    off = float((a.double() - b.double()).abs().max()) / max(_size(b), least, 1e-30)
     return off if off == off else math.inf
 
 
@@ -150,7 +162,7 @@ def _equal_in_float32(subject: Subject) -> Found:
 def _gradients(subject: Subject) -> Found:
     module, x = subject.make().double().train(), subject.x
     names = [name for name, _ in module.named_parameters()]
-    size = max(float(module(x).detach().square().mean().sqrt()), 1e-30)
+    size = max(_size(module(x).detach()), 1e-30)
 
     def call(x: Tensor, *tensors: Tensor) -> Tensor:
         out: Tensor = torch.func.functional_call(module, dict(zip(names, tensors, strict=True)), (x,))

@@ -7,7 +7,7 @@ import torch
 
 from normact.launch.export import Target, export
 from normact.launch.printing import compare, printed
-from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, InputError
+from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, ActBenchSpace, GraphSpace, InputError, parse
 from normact.spaces.kan.space import KanSpace
 
 LAYERS = [
@@ -66,3 +66,11 @@ def test_a_graph_layer_agrees_too():
     candidate = space.parse("evonorm_b0")
     with printed(space.source(candidate, "mine"), "mine") as factory:
         assert compare(space, candidate, "mine", factory) <= 1e-12
+
+
+def test_a_gradient_that_is_only_rounding_is_not_compared_with_itself():
+    """That of |x| / x: zero but for rounding, and each way of computing it rounds differently."""
+    space = ActBenchSpace(norm="add(mul(v1, div(add(x, neg(batch_mean(x))), batch_std(x))), v0)")
+    candidate = parse("mul(abs(x), reciprocal(x))")
+    with printed(space.source(candidate, "mine"), "mine") as factory:
+        assert compare(space, candidate, "mine", factory) <= 1e-10
