@@ -104,7 +104,7 @@ def constant_plane(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """The mean and the variance of each plane, where it has one value: exactly that, where a sum would be rounded."""
     for a in positions(x, axis):
         x = x.narrow(a, 0, 1)
-    return x, x - x  # a zero that depends on x: it has a gradient, 0
+    return x, 0 * x  # a zero that depends on x: it has a gradient, exactly 0
 ''',
     "plane_mean_var": '''
 def plane_mean_var(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
