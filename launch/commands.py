@@ -118,7 +118,7 @@ def checked_evaluator(setting: Setting, config: Config) -> Evaluator:
     check_durability(config["durability"])
     budget_of(config)
     limits_of(config)
-    leaders_of(config, gates_of(config), evaluator.task.objective())
+    leaders_of(config, evaluator)
     return evaluator
 
 
@@ -170,7 +170,7 @@ def _search(
     front = front_of(config, evaluator.task)
     known = run_folder.check_fingerprints(ledger, space)
     controller = controller_of(config, space, front, starts)
-    leaders = leaders_of(config, gates_of(config), objective)
+    leaders = leaders_of(config, evaluator)
     engine = Engine(
         space,
         controller,
@@ -218,9 +218,10 @@ def dry_run(setting: Setting, config: Config) -> int:
         text = f"{minutes:g} minutes"
     setting.say(f"# search: {text}")
     if finalists := config["rerank"]["finalists"]:
-        each = trainings_each(config["rerank"]["seeds"], grid_of(config))
+        judge = rerank_evaluator(config)
+        each = trainings_each(config["rerank"]["seeds"], grid_of(config, judge.task.recipe))
         trainings = (finalists + len(config["rerank"]["baselines"])) * each
-        seconds = trainings * _seconds_per_training(rerank_evaluator(config)) / workers
+        seconds = trainings * _seconds_per_training(judge) / workers
         setting.say(f"# rerank: {trainings} trainings, about {seconds / 60:.1f} minutes")
     return 0
 

@@ -27,7 +27,7 @@ from normact.search.budget import Budget, Limits
 from normact.search.controllers import Controller, Start
 from normact.search.data import Data
 from normact.search.evaluate import Evaluator
-from normact.search.gates import Gate, TrainGate
+from normact.search.gates import Gate
 from normact.search.leaders import Leaders, Race
 from normact.search.objective import Objective
 from normact.search.pool import Evaluate, Pool
@@ -303,10 +303,10 @@ def limits_of(config: Config) -> Limits:
     return Limits(**config["limits"])
 
 
-def leaders_of(config: Config, gates: Sequence[Gate], objective: Objective) -> Leaders:
+def leaders_of(config: Config, evaluator: Evaluator) -> Leaders:
     """What races and the gates that compare with the best candidates need; runs of before have no `race`."""
-    count = max((gate.leaders for gate in gates if isinstance(gate, TrainGate)), default=0)
-    return Leaders(objective, Race(**config.get("race", {})), count)
+    count = max((gate.leaders for gate in evaluator.train_gates), default=0)
+    return Leaders(evaluator.task.objective(), Race(**config.get("race", {})), count)
 
 
 def search_evaluator(config: Config) -> Evaluator:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,10 @@ from normact.spaces.space import Space
 FIRST_LONG_SEED = 3_000_000
 """Seeds of long trainings count from here: none is that of a short one."""
 
-SCORES = ("training_loss", "extrapolated_loss")
+SCORES = {
+    "training_loss": {"_target_": "normact.search.measures.TrainingLoss"},
+    "extrapolated_loss": {"_target_": "normact.search.measures.ExtrapolatedLoss"},
+}
 """Measured beside what the config asks for."""
 
 TRIED_PER_SURVIVOR = 400
@@ -111,14 +115,13 @@ def proxy(setting: Setting, config: Config, plan: Plan) -> int:
 
     The same command with the same run_dir goes on where it was stopped.
     """
-    for name in SCORES:
-        parts = {"training_loss": "TrainingLoss", "extrapolated_loss": "ExtrapolatedLoss"}
-        config["objective"].setdefault(name, {"_target_": f"normact.search.measures.{parts[name]}"})
+    objectives = config.get("objective", {})
+    config["objective"] = {**objectives, **{name: part for name, part in SCORES.items() if name not in objectives}}
     folder = Path(config["run_dir"])
     evaluator = checked_evaluator(setting, config)
     truth = evaluator.task.objective(config["rerank"]["objective"])
     with _ledger(folder, config, plan) as ledger:
-        layers = _layers(setting, config, evaluator, plan, ledger)
+        layers = _layers(config["seed"], evaluator, plan.candidates, ledger)
         try:
             with closing(pool_of(config, in_worker(proxy_evaluator, config), setting.module_paths)) as pool:
                 depends = {part: config[part] for part in ("data", "objective", "space", "task", "anchor", "recipe")}
@@ -131,7 +134,10 @@ def proxy(setting: Setting, config: Config, plan: Plan) -> int:
     for values in skills.values():
         kept &= np.isfinite(values).all(1)
     if kept.sum() < 3:
-        raise InputError(f"only {kept.sum()} of {len(layers)} layers were trained to a skill of {plan.least:g}")
+        raise InputError(
+            f"only {kept.sum()} of {len(layers)} layers were trained to a skill of {plan.least:g}, and 3 are needed; "
+            "give longer --steps, or more --candidates"
+        )
     rows = proxy_rows({key: values[kept] for key, values in skills.items()}, true[kept])
     chosen = recommend(rows, plan.slack)
     data = {"plan": asdict(plan), "truth": truth.name, "layers": int(kept.sum()), "of": len(layers)}
@@ -168,10 +174,10 @@ def _ledger(folder: Path, config: Config, plan: Plan) -> Ledger:
     return ledger
 
 
-def _layers(
-    setting: Setting, config: Config, evaluator: Evaluator, plan: Plan, ledger: Ledger
-) -> list[tuple[str, Any]]:
-    """Known layers and random survivors of screening, by name and JSON; distinct by fingerprint, as far as it is taken.
+def _layers(seed: int, evaluator: Evaluator, count: int, ledger: Ledger) -> list[tuple[str, Any]]:
+    """Known layers and so many random survivors of screening, by name and JSON.
+
+    They are distinct by fingerprint, as far as it is taken.
 
     Raises:
         InputError: too few pass.
@@ -181,19 +187,19 @@ def _layers(
     space = evaluator.space
     found: dict[str, tuple[str, Any]] = {}
     for name, candidate in space.baselines().items():
-        outcome = _screened(evaluator, space.to_json(candidate), config["seed"])
+        outcome = _screened(evaluator, space.to_json(candidate), seed)
         found.setdefault(outcome.fingerprint or name, (name, space.to_json(candidate)))
     known = len(found)
-    for data in _random(space, config["seed"], TRIED_PER_SURVIVOR * max(1, plan.candidates)):
-        if len(found) - known >= plan.candidates:
+    for data in _random(space, seed, TRIED_PER_SURVIVOR * count):
+        if len(found) - known >= count:
             break
-        outcome = _screened(evaluator, data, config["seed"])
+        outcome = _screened(evaluator, data, seed)
         if not outcome.gate:
-            text = space.key(space.from_json(data))
-            found.setdefault(outcome.fingerprint or text, (report.readable(space, space.from_json(data)), data))
-    if len(found) - known < plan.candidates:
+            candidate = space.from_json(data)
+            found.setdefault(outcome.fingerprint or space.key(candidate), (report.readable(space, candidate), data))
+    if len(found) - known < count:
         raise InputError(
-            f"only {len(found) - known} of {plan.candidates} random candidates passed screening; loosen the gates, or "
+            f"only {len(found) - known} of {count} random candidates passed screening; loosen the gates, or "
             "give fewer --candidates"
         )
     ledger.set_meta("proxy_layers", list(found.values()))
@@ -230,23 +236,20 @@ def _trained(
     parts = [wanted(steps, short_seeds) for steps in plan.steps]
     parts.append(wanted(long, range(FIRST_LONG_SEED, FIRST_LONG_SEED + plan.long_seeds)))
     with trainings_progress(console, "proxy") as on_progress:
-        outcomes = trainings.run([want for part in parts for want in part], on_progress)
-    tables = []
-    for part in parts:
-        tables.append(outcomes[: len(part)])
-        outcomes = outcomes[len(part) :]
+        outcomes = iter(trainings.run([want for part in parts for want in part], on_progress))
+    tables = [list(itertools.islice(outcomes, len(part))) for part in parts]
     skills = {
-        (name, steps): _table(table, lambda o, obj=objective: mean_skill(obj, o), plan.seeds)  # type: ignore[misc]
+        (name, steps): _table(table, objective, plan.seeds)
         for steps, table in zip(plan.steps, tables, strict=False)
         for name, objective in evaluator.task.objectives.items()
         if evaluator.task.measures[name].quality
     }
-    return skills, _table(tables[-1], lambda o: mean_skill(truth, o), plan.long_seeds).mean(1)
+    return skills, _table(tables[-1], truth, plan.long_seeds).mean(1)
 
 
-def _table(outcomes: Sequence[Outcome], skill: Callable[[Outcome], float], seeds: int) -> np.ndarray:
-    """(layers, seeds); minus infinity where a training failed."""
-    values = [-np.inf if outcome.gate else skill(outcome) for outcome in outcomes]
+def _table(outcomes: Sequence[Outcome], objective: Objective, seeds: int) -> np.ndarray:
+    """Mean skills, (layers, seeds); minus infinity where a training failed."""
+    values = [-np.inf if outcome.gate else mean_skill(objective, outcome) for outcome in outcomes]
     return np.array(values).reshape(-1, seeds)
 
 

@@ -16,10 +16,11 @@ from normact.launch.setting import Setting
 from normact.search.evaluate import Evaluator
 from normact.search.history import History
 from normact.search.ledger import Ledger
-from normact.search.objective import Objective
 from normact.search.outcome import Outcome
 from normact.search.pool import Pool
 from normact.search.rerank import Entrant, Rerank, Standing
+from normact.search.task import Task
+from normact.search.training import Recipe
 from normact.search.trainings import Trainings
 from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.space import Space
@@ -57,10 +58,11 @@ def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, e
         where = f" on the front of {' and '.join(names)}" if len(names) > 1 else ""
         setting.say(f"no rerank: nothing{where} computes something else than the baselines; search longer")
         return 0
-    objective = rerank_task_of(config).test_objective(config["rerank"]["objective"])
+    task = rerank_task_of(config)
+    objective = task.test_objective(config["rerank"]["objective"])
     try:
         with closing(pool_of(config, in_worker(rerank_evaluator, config), setting.module_paths)) as pool:
-            rows = _rerank(console, config, ledger, entrants, objective, pool)
+            rows = _rerank(console, config, ledger, entrants, task, pool)
     except KeyboardInterrupt:
         setting.say(f"stopped; what was trained is recorded. Go on with: normact rerank {folder}")
         return 130
@@ -75,21 +77,21 @@ def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, e
 
 
 def _rerank(
-    console: Console, config: Config, ledger: Ledger, entrants: list[Entrant], objective: Objective, pool: Pool
+    console: Console, config: Config, ledger: Ledger, entrants: list[Entrant], task: Task, pool: Pool
 ) -> list[Standing]:
     trainings_depend_on = {part: config[part] for part in ("data", "objective", "space", "task")}
     trainings_depend_on["rerank"] = {part: config["rerank"][part] for part in ("anchor", "recipe")}
     seconds = config["limits"]["train_seconds"]
     trainings = Trainings(trainings_depend_on, ledger, pool, seconds, reads_test=True)
-    judged = Rerank(entrants, config["rerank"]["seeds"], objective, trainings, grid_of(config))
+    objective = task.test_objective(config["rerank"]["objective"])
+    judged = Rerank(entrants, config["rerank"]["seeds"], objective, trainings, grid_of(config, task.recipe))
     with trainings_progress(console, "rerank") as on_progress:
         return judged.run(on_progress)
 
 
-def grid_of(config: Config) -> list[float]:
-    """The learning rates that entrants choose from: the rerank's recipe's own times each factor."""
-    lr = rerank_task_of(config).recipe.lr
-    return [lr * factor for factor in config["rerank"].get("lr_factors", [])]
+def grid_of(config: Config, recipe: Recipe) -> list[float]:
+    """The learning rates that entrants choose from: that of the rerank's recipe times each factor."""
+    return [recipe.lr * factor for factor in config["rerank"].get("lr_factors", [])]
 
 
 def entrants_of(config: Config, history: History, evaluator: Evaluator, known: dict[str, str]) -> list[Entrant]:

@@ -173,11 +173,10 @@ class Evaluator:
         for step in sorted({0, last, *(s for gate in self.train_gates for s in gate.steps)}):
             gates = [gate for gate in self.train_gates if step in gate.steps]
             for anchor, training in trainings.items():
-                finite = record.timed("train", lambda t=training, s=step: t.run_to(s))  # type: ignore[misc]
+                rejection = _diverged(anchor, training, step, record)
                 record.steps = max(record.steps, training.step)
-                if not finite:
-                    reason = f"the loss on {anchor} was {training.losses[-1]} at step {training.step}"
-                    return Rejection("divergence", reason)
+                if rejection:
+                    return rejection
                 values = self._values(anchor, training, record) if step else {}
                 if rejection := _broken(values, anchor, step):
                     return rejection
@@ -192,6 +191,8 @@ class Evaluator:
 
         Gates have been passed: under further seeds only a loss or score that is not finite rejects.
         """
+        if not bars:
+            return None
         objective, last = self.task.objective(), self.task.recipe.steps
         rounds = [{(s.objective, s.anchor): s.value for s in record.scores if s.step == last}]
         for bar in bars:
@@ -201,8 +202,6 @@ class Evaluator:
             if rejection:
                 return rejection
             rounds.append(values)
-        if not bars:
-            return None
         record.figures |= {f"{SKILL}{n}": skill_of(values, objective) for n, values in enumerate(rounds)}
         means = {key: float(np.mean([values[key] for values in rounds])) for key in rounds[0]}
         record.scores = [replace(s, value=means[s.objective, s.anchor]) if s.step == last else s for s in record.scores]
@@ -216,9 +215,8 @@ class Evaluator:
         with drawing_from(seed):
             trainings = record.timed("build", lambda: self._start(candidate, seed))
         for anchor, training in trainings.items():
-            if not record.timed("train", lambda t=training: t.run_to(self.task.recipe.steps)):  # type: ignore[misc]
-                reason = f"the loss on {anchor} was {training.losses[-1]} at step {training.step} under seed {seed}"
-                return values, Rejection("divergence", reason)
+            if rejection := _diverged(anchor, training, self.task.recipe.steps, record):
+                return values, replace(rejection, reason=f"{rejection.reason} under seed {seed}")
             measured = record.timed("measure", lambda t=training: self.task.measure(t))  # type: ignore[misc]
             if rejection := _broken(measured, anchor, training.step):
                 return values, rejection
@@ -257,6 +255,14 @@ def skill_of(values: Mapping[tuple[str, str], float], objective: Objective) -> f
 def further_seed(seed: int, number: int) -> int:
     """The seed under which a candidate is trained again, for the `number`-th time: the same for all candidates."""
     return mixed(seed, number) % 2**31
+
+
+def _diverged(anchor: str, training: Training, step: int, record: _Record) -> Rejection | None:
+    """Train up to a step: a rejection where the loss is not finite on the way."""
+    if record.timed("train", lambda: training.run_to(step)):
+        return None
+    reason = f"the loss on {anchor} was {training.losses[-1]} at step {training.step}"
+    return Rejection("divergence", reason)
 
 
 def _broken(values: dict[str, float], anchor: str, step: int) -> Rejection | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +36,7 @@ class Wanted:
     @property
     def key(self) -> str:
         """Equal for trainings with the same result; number and name do not count."""
-        return _text([self.candidate, self.seed, dict(self.recipe)])
+        return json.dumps([self.candidate, self.seed, dict(self.recipe)], sort_keys=True)
 
 
 class Trainings:
@@ -74,18 +74,19 @@ class Trainings:
         Raises:
             InputError: the evaluator fails, which is no candidate's fault.
         """
-        missing = {want.key: want for want in reversed(wanted) if want.key not in self._known}
+        keys = [want.key for want in wanted]
+        times = Counter(key for key in keys if key not in self._known)
+        missing = [wanted[keys.index(key)] for key in times]
         if missing and self.reads_test:
             self.ledger.append([Event("test_read", 0, {"setting": self.setting, "trainings": len(missing)})])
-        on_progress(self._done(wanted), len(wanted))
-        for want, outcome in self._judged(list(missing.values())[::-1]):
+        done = len(keys) - times.total()
+        on_progress(done, len(keys))
+        for want, outcome in self._judged(missing):
             self._known[want.key] = outcome
             self.ledger.append([self._event(want, outcome)])
-            on_progress(self._done(wanted), len(wanted))
-        return [self._known[want.key] for want in wanted]
-
-    def _done(self, wanted: Sequence[Wanted]) -> int:
-        return sum(want.key in self._known for want in wanted)
+            done += times[want.key]
+            on_progress(done, len(keys))
+        return [self._known[key] for key in keys]
 
     def _judged(self, wanted: Sequence[Wanted]) -> Iterator[tuple[Wanted, Outcome]]:
         jobs = dict(enumerate(wanted, self._jobs))
@@ -127,7 +128,3 @@ class Trainings:
             "outcome": outcome.to_json(),
         }
         return Event("reranked", want.number, data)
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)

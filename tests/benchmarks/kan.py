@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from normact.search.heap import keep_freed_memory
 from normact.spaces.kan import BASES, KANLinear
 from tests.benchmarks.machine import spread
+from tests.benchmarks.saved import saved_bytes
 
 INPUTS, OUTPUTS, BATCH = 784, 64, 256
 EAGER_ROUNDS, COMPILED_ROUNDS, STEPS = 30, 30, 3
@@ -130,21 +131,8 @@ def worst(found: dict[str, dict[str, float]], names: list[str]) -> tuple[str, fl
 
 def kept_mib(layer: nn.Module) -> float:
     """MiB that the backward pass of a step finds kept, each piece of memory once."""
-    own = {p.untyped_storage().data_ptr() for p in (*layer.parameters(), *layer.buffers())}
     x = torch.randn(BATCH, INPUTS, requires_grad=True)
-    own.add(x.untyped_storage().data_ptr())
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = layer(x)
-    y.sum().backward()
-    return round(sum(kept.values()) / 2**20, 3)
+    return round(saved_bytes(layer, x, without=[x]) / 2**20, 3)
 
 
 def run() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from normact.search.heap import keep_freed_memory
 from normact.spaces import emit, named
+from tests.benchmarks.saved import saved_bytes
 
 IMAGES, TOKENS = (16, 64, 56, 56), (64, 197, 192)
 ROUNDS = 15
@@ -137,20 +138,8 @@ def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float:
 
 def kept(layer: nn.Module, shape: tuple[int, ...]) -> float:
     """What a forward pass keeps for the backward one, in multiples of the input."""
-    own = {p.untyped_storage().data_ptr() for p in (*layer.parameters(), *layer.buffers())}
     x = torch.randn(shape, device=DEVICE, requires_grad=True)
-    found: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = layer.train()(x)
-    y.sum().backward()
-    return round(sum(found.values()) / (x.numel() * x.element_size()), 3)
+    return round(saved_bytes(layer.train(), x) / (x.numel() * x.element_size()), 3)
 
 
 def peak(step: Step, shape: tuple[int, ...]) -> float:

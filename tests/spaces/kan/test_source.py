@@ -2,7 +2,7 @@
 
 import ast
 import copy
-import importlib.util
+import importlib
 import re
 import subprocess
 import sys
@@ -64,14 +64,6 @@ KIND = {"linear": "kan", "conv": "kan", "norm_act": "node"}
 TEXTS = [(site, f"kan({name})") for site in ("linear", "conv") for name in BASES]
 TEXTS += [("norm_act", f"node({name})") for name in ("gaussian", "bspline", "rational")]
 TEXTS += [(site, text) for site, texts in MORE.items() for text in texts]
-
-
-@pytest.fixture(scope="module")
-def runner():
-    spec = importlib.util.spec_from_file_location("run_emitted", RUNNER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def printed(site, candidate):
