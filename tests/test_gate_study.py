@@ -8,7 +8,7 @@ from normact.search.gates import Duplicate, Linearity, Probe, Quality, SignalPro
 from normact.search.objective import Objective
 from tests.benchmarks.gates import rate
 from tests.benchmarks.gates_replay import Replay, final_skill, full_seconds
-from tests.benchmarks.gates_study import read
+from tests.benchmarks.records import read
 
 LOSS = Objective("loss", "", "minimize", 1.0, 0.0)
 

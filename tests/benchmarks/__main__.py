@@ -16,7 +16,10 @@ from typing import Any
 from normact.launch.run_folder import versions
 from tests.benchmarks.machine import machine
 
-NAMES = ("screen", "training", "engine", "pool", "scale", "gates", "kan", "kan_accuracy", "kan_functions", "layers")
+NAMES = (
+    *("screen", "training", "engine", "pool", "scale", "gates", "kan", "kan_accuracy", "kan_functions", "layers"),
+    "controllers",
+)
 
 
 def main(names: list[str]) -> int:

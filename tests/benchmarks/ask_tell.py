@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from normact import conf
 from normact.launch.config import compose_config, controller_of
-from normact.search.controllers import Controller, OptunaSearch
+from normact.search.controllers import Controller
 from normact.search.objective import Score
 from normact.search.outcome import Outcome, Proposal
 from normact.spaces import Space
@@ -42,12 +42,11 @@ def ask_tell(space: Space) -> dict[str, dict[str, float]]:
     return {name: measure(aged(made(name, space))) for name in OVERRIDES if name not in SLOW}
 
 
-def optuna_ask_tell(space: Space, name: str, behind: int) -> dict[str, float]:
-    """The same of one of Optuna's samplers, after so many outcomes, over 100 asks; and its repeats in them."""
-    controller = aged(made(name, space), behind)
-    assert isinstance(controller, OptunaSearch)
-    controller.repeats = 0
-    return {**measure(controller, 100), "repeats": controller.repeats}
+def ask_tell_after(space: Space, overrides: Sequence[str], behind: int) -> float:
+    """Median milliseconds of an ask and a tell together, of 100, after so many outcomes."""
+    controller = controller_of(compose_config(overrides), space, [LOSS], ())
+    times = measure(aged(controller, behind), 100)
+    return round(times["ask_median_ms"] + times["tell_median_ms"], 3)
 
 
 def aged(controller: Controller, behind: int = BEHIND) -> Controller:

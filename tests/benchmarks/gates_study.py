@@ -6,11 +6,7 @@ the one thread that does the work, which other programs on the machine change li
 
 from __future__ import annotations
 
-import json
-import lzma
 import math
-import multiprocessing
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,9 +30,9 @@ from normact.search.gates import (
 from normact.search.task import Task
 from normact.search.training import Training, drawing_from
 from normact.spaces import Space
+from tests.benchmarks.records import Record, read, recorded
 
 GRAPHS = 2000
-WORKERS = 2
 CHECKPOINTS = (5, 10, 20, 30, 50, 100)
 ASCENTS = (0, 10, 30)
 """Training steps at which the stability gate is asked."""
@@ -46,8 +42,6 @@ DEPTHS = (2, 3, 4, 8)
 
 SAMPLE_SEED = 7
 OPEN = (0.0, math.inf)
-
-Record = dict[str, Any]
 
 
 def further(space: Space[Any], keys: set[str], count: int) -> Iterator[tuple[int, str]]:
@@ -62,13 +56,12 @@ def further(space: Space[Any], keys: set[str], count: int) -> Iterator[tuple[int
         number += 1
 
 
-def study(path: Path, count: int = GRAPHS, workers: int = WORKERS) -> list[Record]:
+def study(path: Path, count: int = GRAPHS) -> list[Record]:
     """Complete the records of a study.
 
     Args:
         path: of the JSON lines; what is there is kept.
         count: graphs.
-        workers: processes.
 
     Returns:
         The records, in the order in which their graphs were sampled.
@@ -77,31 +70,8 @@ def study(path: Path, count: int = GRAPHS, workers: int = WORKERS) -> list[Recor
     records = read(path)
     keys = {space.key(space.parse(record["graph"])) for record in records}
     missing = list(further(space, keys, max(0, count - len(records))))
-    begin = time.perf_counter()
-    with path.open("a") as file, multiprocessing.get_context("spawn").Pool(workers, _initialise) as pool:
-        for done, record in enumerate(pool.imap_unordered(_one, missing), start=1):
-            file.write(json.dumps(record, separators=(",", ":")) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            records.append(record)
-            if done % 50 == 0:
-                pace = (time.perf_counter() - begin) / done
-                print(f"{len(records)} of {count} graphs, {pace:.2f} s each", flush=True)
+    records += recorded(path, missing, _one, _initialise, "graphs")
     return sorted(records, key=lambda record: record["number"])
-
-
-def read(path: Path) -> list[Record]:
-    """The records of a file, which is cut back to its whole lines: a kill may have torn the last one."""
-    packed = path.with_name(path.name + ".xz")  # as the repository keeps it
-    if not path.exists() and packed.exists():
-        path.write_bytes(lzma.decompress(packed.read_bytes()))
-    if not path.exists():
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 _evaluator: Evaluator | None = None
