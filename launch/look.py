@@ -11,7 +11,7 @@ from normact.launch.report import readable
 from normact.launch.setting import Setting
 from normact.search.pool import Job
 from normact.spaces.catalogue import CATALOGUE
-from normact.spaces.graph_space import relative_cost
+from normact.spaces.constraints import relative_cost
 from normact.spaces.moments import AXES, LAYOUTS
 from normact.spaces.ops import EVONORM_MOMENTS, EVONORM_POINTWISE, OPS
 from normact.spaces.text import formula

@@ -2,11 +2,12 @@
 
 from normact.spaces.act_bench import ActBenchSpace
 from normact.spaces.catalogue import CATALOGUE, NamedLayer, named, read_layer
+from normact.spaces.constraints import Constraints
 from normact.spaces.emit import emit
 from normact.spaces.errors import InputError
 from normact.spaces.fingerprint import fingerprint
 from normact.spaces.graph import LayerGraph, Node
-from normact.spaces.graph_space import Constraints, GraphSpace
+from normact.spaces.graph_space import GraphSpace
 from normact.spaces.kan.space import KanSpace
 from normact.spaces.layer import ChannelAffine, GraphLayer, LayerOptions
 from normact.spaces.ops import ACTIVATIONS, EVONORM_MOMENTS, EVONORM_POINTWISE, OPS, Op, register

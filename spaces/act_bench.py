@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from normact.spaces.catalogue import CATALOGUE, named
+from normact.spaces.constraints import Constraints
 from normact.spaces.errors import InputError
 from normact.spaces.graph import LayerGraph, Node
-from normact.spaces.graph_space import Constraints, GraphSpace
+from normact.spaces.graph_space import GraphSpace
 from normact.spaces.layer import LayerOptions
 from normact.spaces.text import parse, to_text
 

@@ -8,7 +8,7 @@ neutral material that mutation works with, and the canonical form drops them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -29,6 +29,15 @@ class Node(NamedTuple):
 
     op: str
     args: tuple[Arg, ...]
+
+    def renumbered(self, place: Callable[[int], Arg]) -> Node:
+        """The node with `place` of each argument that is a position; inputs stay."""
+        return Node(self.op, tuple([place(arg) if isinstance(arg, int) else arg for arg in self.args]))
+
+
+def behind(nodes: Sequence[Node], front: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes after others, which they do not use."""
+    return (*front, *[node.renumbered(lambda arg: arg + len(front)) for node in nodes])
 
 
 @dataclass(frozen=True)

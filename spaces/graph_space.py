@@ -3,80 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
 
 from normact.spaces.catalogue import CATALOGUE, read_layer
+from normact.spaces.constraints import Constraints
+from normact.spaces.edges import edges_from_x, is_vector, with_parameters, without_parameters
 from normact.spaces.emit import emit
-from normact.spaces.errors import InputError
-from normact.spaces.graph import MAX_NODES, Arg, LayerGraph, Node
+from normact.spaces.errors import InputError, unknown_name
+from normact.spaces.graph import MAX_NODES, Arg, LayerGraph, Node, behind
 from normact.spaces.inputs import check_input
 from normact.spaces.layer import ChannelAffine, GraphLayer, LayerOptions
 from normact.spaces.moments import check_layout, unusable
+from normact.spaces.mutations import MUTATIONS, Nodes, Vocabulary, live_nodes, pick
 from normact.spaces.ops import OPS, Op, find_op, register
 from normact.spaces.site import Site, SiteKind
 from normact.spaces.space import Space
+from normact.spaces.trials import TrialForm
 
 MAX_TRIES = 1000
 """Draws before the space gives up finding a valid graph."""
 
 
-@dataclass(frozen=True)
-class Constraints:
-    """What a graph may not have; None is no limit.
-
-    Args:
-        barred: names of ops that may not be used.
-        nodes: most live nodes.
-        parameters: most trainable inputs, the affine's two included.
-        relative_cost: most passes over the tensor, relative to `bn_relu`'s (see `Op.passes`).
-    """
-
-    barred: Sequence[str] = ()
-    nodes: int | None = None
-    parameters: int | None = None
-    relative_cost: float | None = None
-
-    def violated(self, graph: LayerGraph) -> str:
-        """Which constraint a graph breaks, with both values; empty for none."""
-        live = graph.canonical
-        if self.nodes is not None and len(live.nodes) > self.nodes:
-            return f"{len(live.nodes)} nodes, at most {self.nodes} allowed"
-        parameters = len(live.trainables) + 2 * live.affine
-        if self.parameters is not None and parameters > self.parameters:
-            return f"{parameters} trainable vectors, at most {self.parameters} allowed"
-        if self.relative_cost is not None and (cost := relative_cost(live)) > self.relative_cost:
-            return f"relative cost {cost:.2f}, at most {self.relative_cost} allowed"
-        for node in live.nodes:
-            if node.op in self.barred:
-                return f"op {node.op} is barred"
-        return ""
-
-
-def relative_cost(graph: LayerGraph) -> float:
-    """Passes over the tensor that a graph needs, relative to `bn_relu`'s: a count, not a measurement."""
-
-    def passes(g: LayerGraph) -> float:
-        return sum(OPS[node.op].passes for node in g.canonical.nodes) + 3.0 * g.affine
-
-    return passes(graph) / passes(CATALOGUE["bn_relu"].graph)
-
-
 class GraphSpace(Space[LayerGraph]):
-    """Graphs of a fixed number of nodes over an op set.
+    """Graphs of at most so many nodes over an op set.
 
     Sampling draws each node's op uniformly and its arguments uniformly among the inputs and all earlier
-    nodes; the last node is the output (the paper's construction). A draw whose output does not depend on x,
+    nodes; the last node is the output (EvoNorm's construction). A draw whose output does not depend on x,
     or that breaks a constraint, is thrown away and drawn again, up to 1,000 times. So a sample is uniform
-    over draws *given* that they are valid, which favours ops of arity 2 near the output. Mutation is the
-    paper's: one node chosen uniformly gets a new op and new arguments; it is redrawn in the same way.
+    over draws *given* that they are valid, which favours ops of arity 2 near the output. With `samples=shallow`,
+    it is unary(unary(x)) or binary(unary(x), unary(x)), at equal odds, of uniformly drawn ops.
+
+    Mutation is one of `mutations`, at equal odds: `redraw` is EvoNorm's, one node chosen uniformly gets a new op and
+    new arguments, dead nodes being kept, and filled up to `nodes`, as what it works with; `insert`, `remove`, `change`
+    and `regenerate` (see `mutations`) work on live nodes alone, so that graphs grow, up to `nodes` of them, and shrink.
+    What is invalid, or cannot be done, is drawn again.
+
+    With `edge_parameters`, 0 to so many random edges (see `edges`) have a trainable vector of their own: a value `a` is
+    used there as `mul(v1, a)`, with v1 per channel from 1, so that it changes nothing at the start. How many is drawn
+    uniformly, then which; a mutation or a crossover works on the graph without them and places them anew. They do not
+    count against `nodes`; for `constraints` each is a node and a trainable vector like any other.
 
     Args:
         ops: names of ops of the table, or `Op` objects of your own (they are registered).
-        nodes: nodes a sampled graph has, dead ones included.
+        nodes: nodes a random graph has, dead ones included, and most that a mutation may let it grow to.
         inputs: among x, zero, and trainables such as v0, v1 (see `Trainable`); x must be there.
         options: groups, eps, momentum.
         post_affine: whether sampled graphs have a trainable per-channel affine behind them.
@@ -85,10 +57,13 @@ class GraphSpace(Space[LayerGraph]):
         norm: catalogue name or expression of a fixed norm in front of the graph; empty for none. Then sampled
             graphs are activations: `act` sites get the graph alone, `norm_act` sites norm and graph.
         constraints: limits on graphs.
+        samples: `graph` or `shallow`.
+        mutations: one or several of `redraw`, `insert`, `remove`, `change`, `regenerate`.
+        edge_parameters: most trainable vectors on edges.
 
     Raises:
-        InputError: an unknown op, input or layout; no x; counts out of range; or nothing valid was found in
-            1,000 draws.
+        InputError: an unknown op, input, layout, mutation or form of samples; no x; counts out of range; edge
+            parameters where v1 is an input too, or without mul; or nothing valid was found in 1,000 draws.
     """
 
     def __init__(
@@ -102,6 +77,9 @@ class GraphSpace(Space[LayerGraph]):
         causal: bool = False,
         norm: str = "",
         constraints: Constraints | None = None,
+        samples: Literal["graph", "shallow"] = "graph",
+        mutations: Sequence[str] = ("redraw",),
+        edge_parameters: int = 0,
     ) -> None:
         if not 1 <= nodes <= MAX_NODES:
             raise InputError(f"a graph space has 1 to {MAX_NODES} nodes, got nodes={nodes}")
@@ -122,8 +100,13 @@ class GraphSpace(Space[LayerGraph]):
         self.ops, self._notes = self._usable(ops)
         self._arity = {name: OPS[name].arity for name in self.ops}
         self._arities = [self._arity[name] for name in self.ops]
-        arguments = [[len(self.inputs) + position] * max(self._arity.values()) for position in range(nodes)]
+        arguments = [[len(self.inputs) + position] * max(self._arities) for position in range(MAX_NODES)]
         self._below = np.array([[len(self.ops), *choices] for choices in arguments])
+        self._vocabulary = Vocabulary(self.ops, self.inputs)
+        self.samples = self._checked_samples(samples)
+        self.mutations = _checked_mutations(mutations)
+        self.edge_parameters = self._checked_edge_parameters(edge_parameters)
+        self._trials = TrialForm(self._vocabulary, nodes, edge_parameters, post_affine)
         self.sample(np.random.default_rng(0))  # an op set from which nothing can be made is said at once
 
     def _fixed_norm(self, text: str) -> LayerGraph:
@@ -158,6 +141,27 @@ class GraphSpace(Space[LayerGraph]):
             raise InputError(f"no op is left of the op set {names}: {reason}; add ops")
         return tuple(usable), tuple(notes)
 
+    def _checked_samples(self, samples: Literal["graph", "shallow"]) -> Literal["graph", "shallow"]:
+        if samples not in ("graph", "shallow"):
+            raise unknown_name("form of samples", samples, ("graph", "shallow"))
+        if samples == "shallow" and (self.nodes < 3 or not {1, 2} <= {*self._arities}):
+            raise InputError(
+                "samples=shallow needs nodes=3 or more, and ops of one and of two arguments, "
+                f"got nodes={self.nodes} and {list(self.ops)}; add what is missing, or use samples=graph"
+            )
+        return samples
+
+    def _checked_edge_parameters(self, count: int) -> int:
+        if not 0 <= count <= MAX_NODES - self.nodes:
+            raise InputError(
+                f"edge_parameters must be 0 to {MAX_NODES - self.nodes} with nodes={self.nodes}, got {count}"
+            )
+        if count and (named := [name for name in self.inputs if is_vector(name)]):
+            raise InputError(f"edge_parameters={count} places v1 itself: take {', '.join(named)} out of the inputs")
+        if count and "mul" in self.constraints.barred:
+            raise InputError(f"edge_parameters={count} needs mul: take it out of constraints.barred")
+        return count
+
     @property
     def site_kinds(self) -> frozenset[str]:
         return frozenset({"norm_act", "act"}) if self.norm else frozenset({"norm_act"})
@@ -173,7 +177,8 @@ class GraphSpace(Space[LayerGraph]):
     def sample(self, rng: np.random.Generator) -> LayerGraph:
         problem = ""
         for _ in range(MAX_TRIES):
-            graph = LayerGraph(self._draw_all(rng), self.post_affine)
+            nodes = self._shallow(rng) if self.samples == "shallow" else self._draw_all(rng)
+            graph = LayerGraph(self._placed(nodes, rng), self.post_affine)
             reason = self.invalid(graph)
             if not reason:
                 return graph
@@ -185,14 +190,24 @@ class GraphSpace(Space[LayerGraph]):
         )
 
     def mutate(self, candidate: LayerGraph, rng: np.random.Generator) -> LayerGraph:
-        nodes = self._padded(candidate, rng)
+        nodes = self._bare(candidate)
+        padded = self._padded(nodes, rng)
         for _ in range(MAX_TRIES):
-            position = int(rng.integers(len(nodes)))
-            new = (*nodes[:position], self._draw(position, rng), *nodes[position + 1 :])
-            graph = LayerGraph(new, candidate.affine)
-            if not self.invalid(graph):
-                return graph
+            kind = pick(self.mutations, rng)
+            new = self._redrawn(padded, rng) if kind == "redraw" else self._mutated(kind, live_nodes(nodes), rng)
+            if new:
+                graph = LayerGraph(self._placed(new, rng), candidate.affine)
+                if not self.invalid(graph):
+                    return graph
         return candidate
+
+    def _redrawn(self, nodes: Nodes, rng: np.random.Generator) -> Nodes:
+        position = int(rng.integers(len(nodes)))
+        return (*nodes[:position], self._draw(position, rng), *nodes[position + 1 :])
+
+    def _mutated(self, kind: str, nodes: Nodes, rng: np.random.Generator) -> Nodes | None:
+        new = MUTATIONS[kind](nodes, self._vocabulary, rng)
+        return new if new and len(new) <= max(self.nodes, len(nodes)) else None
 
     def crossover(self, a: LayerGraph, b: LayerGraph, rng: np.random.Generator) -> LayerGraph:
         """`b` with a part of `a` in it: an argument of a random node becomes a random node of `a` with all below it.
@@ -200,56 +215,50 @@ class GraphSpace(Space[LayerGraph]):
         Live nodes alone take part, as one-point and uniform crossover of the node lists mostly mix dead ones. Drawn
         again while the child is a parent, too large or invalid, up to 1,000 times; then it is `b`.
         """
-        donor, receiver = a.canonical, b.canonical
-        most = max(self.nodes, len(a.nodes), len(b.nodes))
+        parents = [LayerGraph(self._bare(graph), graph.affine) for graph in (a, b)]
+        most = max(self.nodes, *(len(parent.nodes) for parent in parents))
+        donor, receiver = (parent.canonical for parent in parents)
         for _ in range(MAX_TRIES):
             root = int(rng.integers(len(donor.nodes)))
             part = LayerGraph(donor.nodes[: root + 1]).canonical.nodes
-            nodes = list(_behind(receiver.nodes, part))
+            nodes = list(behind(receiver.nodes, part))
             op, args = nodes[(position := int(rng.integers(len(part), len(nodes))))]
             slot = int(rng.integers(len(args)))
             nodes[position] = Node(op, (*args[:slot], len(part) - 1, *args[slot + 1 :]))
             child = LayerGraph(tuple(nodes), b.affine).canonical
-            if len(child.nodes) <= most and child not in (donor, receiver) and not self.invalid(child):
-                return LayerGraph(self._padded(child, rng), b.affine)
+            if len(child.nodes) > most or child in (donor, receiver):
+                continue
+            placed = LayerGraph(self._placed(child.nodes, rng), b.affine)
+            if not self.invalid(placed):
+                return LayerGraph(self._padded(placed.nodes, rng), b.affine)
         return b
 
     def suggest(self, trial: Any) -> LayerGraph:
-        """A graph from an Optuna trial: an op for each node and as many arguments as any op takes, of which it uses
-        the first ones. So all trials have the same parameters, which samplers ask for that cross or model them jointly.
-
-        Where the output would not depend on x, the last input on its line of first arguments becomes x: 70% of draws
-        of the paper's space would otherwise be wasted. Constraints may still be broken, see `invalid`.
-        """
-        nodes: list[Node] = []
-        for position in range(self.nodes):
-            op = trial.suggest_categorical(f"op{position}", self.ops)
-            choices = (*self.inputs, *range(position))
-            picks = [trial.suggest_categorical(f"arg{position}_{k}", choices) for k in range(max(self._arities))]
-            nodes.append(Node(op, tuple(picks[: self._arity[op]])))
-        graph = LayerGraph(tuple(nodes), self.post_affine)
-        return graph if graph.reaches_x else _made_to_reach_x(graph)
+        """A graph from an Optuna trial (see `TrialForm`); constraints may be broken, see `invalid`."""
+        return self._trials.graph(trial)
 
     def trial_parameters(self, candidate: LayerGraph) -> dict[str, Any] | None:
-        for nodes in (candidate.nodes, candidate.canonical.nodes):
-            if candidate.affine == self.post_affine and len(nodes) <= self.nodes and self._expresses(nodes):
-                dead = Node(self.ops[0], self.inputs[:1] * self._arities[0])
-                return self._parameters(_behind(nodes, [dead] * (self.nodes - len(nodes))))
-        return None
+        return self._trials.parameters(candidate)
 
-    def _expresses(self, nodes: Sequence[Node]) -> bool:
-        """Whether the space has all ops and inputs of the nodes."""
-        named = {arg for node in nodes for arg in node.args if isinstance(arg, str)}
-        return named <= {*self.inputs} and all(node.op in self._arity for node in nodes)
+    def _shallow(self, rng: np.random.Generator) -> Nodes:
+        unary, binary = (self._vocabulary.of_arity(arity) for arity in (1, 2))
+        inner = Node(pick(unary, rng), ("x",))
+        if rng.random() < 0.5:
+            return inner, Node(pick(unary, rng), (0,))
+        return inner, Node(pick(unary, rng), ("x",)), Node(pick(binary, rng), (0, 1))
 
-    def _parameters(self, nodes: Sequence[Node]) -> dict[str, Any]:
-        """What a trial says for the nodes; arguments that an op does not take are the first input."""
-        parameters: dict[str, Any] = {}
-        for position, (op, args) in enumerate(nodes):
-            parameters[f"op{position}"] = op
-            for k in range(max(self._arities)):
-                parameters[f"arg{position}_{k}"] = args[k] if k < len(args) else self.inputs[0]
-        return parameters
+    def _bare(self, graph: LayerGraph) -> Nodes:
+        """The nodes without edge parameters."""
+        return without_parameters(graph.nodes)[0] if self.edge_parameters else graph.nodes
+
+    def _placed(self, nodes: Nodes, rng: np.random.Generator) -> Nodes:
+        """The nodes with parameters on random edges."""
+        if not self.edge_parameters:
+            return nodes
+        free = edges_from_x(nodes)
+        most = min(self.edge_parameters, len(free), MAX_NODES - len(nodes))
+        count = int(rng.integers(most + 1))
+        return with_parameters(nodes, [free[k] for k in rng.choice(len(free), count, replace=False)])
 
     def _draw(self, position: int, rng: np.random.Generator) -> Node:
         return self._node(*rng.integers(0, self._below[position]).tolist())
@@ -257,7 +266,7 @@ class GraphSpace(Space[LayerGraph]):
     def _draw_all(self, rng: np.random.Generator) -> tuple[Node, ...]:
         """All nodes, by one call of the generator, until the output depends on x: what a search's driver does most."""
         for _ in range(MAX_TRIES):
-            draws = rng.integers(0, self._below).tolist()
+            draws = rng.integers(0, self._below[: self.nodes]).tolist()
             if self._depends_on_x(draws):
                 break
         return tuple([self._node(*draw) for draw in draws])
@@ -277,10 +286,10 @@ class GraphSpace(Space[LayerGraph]):
     def _argument(self, pick: int) -> Arg:
         return self.inputs[pick] if pick < len(self.inputs) else pick - len(self.inputs)
 
-    def _padded(self, graph: LayerGraph, rng: np.random.Generator) -> tuple[Node, ...]:
-        """The graph's nodes behind random dead ones, so that a short one can grow to the space's size."""
-        missing = max(0, self.nodes - len(graph.nodes))
-        return _behind(graph.nodes, [self._draw(position, rng) for position in range(missing)])
+    def _padded(self, nodes: Nodes, rng: np.random.Generator) -> Nodes:
+        """The nodes behind random dead ones, so that a short graph can grow to the space's size where it is redrawn."""
+        missing = max(0, self.nodes - len(nodes)) if "redraw" in self.mutations else 0
+        return behind(nodes, [self._draw(position, rng) for position in range(missing)])
 
     def invalid(self, candidate: LayerGraph) -> str:
         if not candidate.reaches_x:
@@ -346,22 +355,14 @@ class GraphSpace(Space[LayerGraph]):
         ]
 
 
-def _behind(nodes: Sequence[Node], front: Sequence[Node]) -> tuple[Node, ...]:
-    """The nodes after others, which they do not use."""
-    shift = len(front)
-    moved = (Node(op, tuple(arg + shift if isinstance(arg, int) else arg for arg in args)) for op, args in nodes)
-    return (*front, *moved)
-
-
-def _made_to_reach_x(graph: LayerGraph) -> LayerGraph:
-    """The graph with x for the input where the line of first arguments from the output ends."""
-    nodes = list(graph.nodes)
-    position = len(nodes) - 1
-    while isinstance(first := nodes[position].args[0], int):
-        position = first
-    op, args = nodes[position]
-    nodes[position] = Node(op, ("x", *args[1:]))
-    return LayerGraph(tuple(nodes), graph.affine)
+def _checked_mutations(names: Sequence[str]) -> tuple[str, ...]:
+    known = ("redraw", *MUTATIONS)
+    if not names:
+        raise InputError(f"mutations is empty: name one or several of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise unknown_name("mutation", name, known)
+    return tuple(names)
 
 
 def has_moment(graph: LayerGraph) -> bool:

@@ -27,7 +27,8 @@ from normact.spaces import (
     named,
     parse,
 )
-from normact.spaces.graph_space import has_moment, relative_cost
+from normact.spaces.constraints import relative_cost
+from normact.spaces.graph_space import has_moment
 
 EVONORM = (*EVONORM_POINTWISE, *EVONORM_MOMENTS)
 BATCH_NORM = "add(mul(v1, div(add(x, neg(batch_mean(x))), batch_std(x))), v0)"
