@@ -18,7 +18,7 @@ from tests.benchmarks.machine import machine
 
 NAMES = (
     *("screen", "training", "engine", "pool", "scale", "gates", "kan", "kan_accuracy", "kan_functions", "layers"),
-    "controllers",
+    *("controllers", "live"),
 )
 
 
