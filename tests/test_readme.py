@@ -75,3 +75,16 @@ def test_the_layers_in_the_readme_are_made_as_written():
     exec(snippet, made)
     assert made["y"].shape == (32, 64)
     assert made["conv"](made["torch"].zeros(2, 3, 8, 8)).shape == (2, 16, 8, 8)
+
+
+def test_the_tutorial_swaps_trains_and_compares(monkeypatch, capsys):
+    text = FILES["mine/swap.py"]
+    for long, short in (("EPOCHS, BATCH, SEEDS = 4, 128, 3", "EPOCHS, BATCH, SEEDS = 1, 64, 1"), ("20_000", "256")):
+        assert text.count(long) == 1
+        text = text.replace(long, short)
+    monkeypatch.setattr("sys.argv", ["swap.py", "evonorm_s0"])
+    exec(compile(text, "swap.py", "exec"), {"__name__": "__main__"})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(":")[0] for line in lines[:2]] == ["seed 0, as it is", "seed 0, evonorm_s0"]
+    assert "replaced 37 norms with the activation behind them" in lines[2]
+    assert lines[3].startswith("as it is: mean 0.") and lines[4].startswith("evonorm_s0: mean 0.")
