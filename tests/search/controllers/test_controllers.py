@@ -28,6 +28,14 @@ def nsga3(**settings):
 SPACES = {
     "graph": GraphSpace([*EVONORM_POINTWISE, *EVONORM_MOMENTS]),
     "small": GraphSpace(["add", "mul", "neg", "sigmoid", "batch_mean", "batch_std"], nodes=3),
+    "parametric": GraphSpace(
+        ["zeros", "ones", "tanh", "relu", "exp", "add", "mul", "max"],
+        nodes=5,
+        inputs=["x"],
+        samples="shallow",
+        mutations=["insert", "remove", "change", "regenerate"],
+        edge_parameters=3,
+    ),
     "toy": ToySpace(),
     "plane": Plane(),
 }
@@ -36,8 +44,8 @@ CONTROLLERS = {
     "random": (RandomSearch, ["graph", "toy"]),
     "evolution": (partial(Evolution, window=40, warmup=5), ["graph", "toy"]),
     "evolution_mean": (partial(Evolution, winner="mean", window=40, warmup=5, fresh=0.1), ["graph", "toy"]),
-    "regularized": (partial(Evolution, **AGING, warmup=20), ["graph", "toy"]),
-    "crossover": (partial(Evolution, window=40, warmup=5, crossover=0.5), ["graph", "toy"]),
+    "regularized": (partial(Evolution, **AGING, warmup=20), ["graph", "toy", "parametric"]),
+    "crossover": (partial(Evolution, window=40, warmup=5, crossover=0.5), ["graph", "toy", "parametric"]),
     "tpe": (partial(OptunaSearch, sampler=TPESampler(n_startup_trials=5), window=40, max_repeats=3), ["small"]),
     "tpe_each": (
         partial(OptunaSearch, sampler=TPESampler(n_startup_trials=5), anchors="each", max_repeats=3),
