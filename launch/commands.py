@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from normact.launch import report, run_folder
+from normact.launch.changes import changed
 from normact.launch.config import (
     Config,
     budget_of,
@@ -31,8 +32,8 @@ from normact.launch.config import (
 from normact.launch.interrupt import stop_on_interrupt
 from normact.launch.progress import search_progress
 from normact.launch.reranking import check_rerank, grid_of, run_rerank
-from normact.launch.schema import check_form
 from normact.launch.setting import Setting
+from normact.launch.standings import conditions_of
 from normact.search.controllers import Start
 from normact.search.engine import Engine
 from normact.search.evaluate import Evaluator
@@ -50,7 +51,7 @@ def search(setting: Setting, config: Config) -> int:
     folder = Path(config["run_dir"])
     run_folder.check_new(folder)
     evaluator = checked_evaluator(setting, config)
-    check_rerank(config, evaluator.space)
+    check_rerank(setting, config, evaluator.space)
     starts = starts_of(config, evaluator.space)
     controller_of(config, evaluator.space, front_of(config, evaluator.task), starts)
     pool = pool_of(config, in_worker(search_evaluator, config), setting.module_paths)
@@ -68,7 +69,7 @@ def resume(setting: Setting, folder: Path) -> int:
         History(ledger).check()
         config = run_folder.trusted_config(folder, setting.allow)
         evaluator = checked_evaluator(setting, config)
-        check_rerank(config, evaluator.space)
+        check_rerank(setting, config, evaluator.space)
         kept = ledger.meta("starts")
         if kept is None:  # killed in its first moment
             starts = starts_of(config, evaluator.space)
@@ -92,17 +93,22 @@ def _after(setting: Setting, config: Config, folder: Path, evaluator: Evaluator,
     return 0
 
 
-def rerank(setting: Setting, folder: Path, changes: Config) -> int:
-    """`normact rerank`: the finalists of a run against baselines, on fresh seeds; `changes` to the run's config."""
+def rerank(setting: Setting, folder: Path, overrides: Sequence[str], config_dir: Path | None) -> int:
+    """`normact rerank`: the finalists of a run against baselines, on fresh seeds; overrides change its config for once.
+
+    Raises:
+        InputError: the run has no finalist, or see `changed` and `check_rerank`.
+    """
     with run_folder.open_ledger(folder, write=True) as ledger:
-        History(ledger).check()
-        config = run_folder.trusted_config(folder, setting.allow)
-        config["rerank"].update(changes)
-        check_form(config)
+        history = History(ledger)
+        history.check()
+        config = changed(run_folder.trusted_config(folder, setting.allow), overrides, config_dir)
         evaluator = checked_evaluator(setting, config)
         if not config["rerank"]["finalists"]:
-            raise InputError("a rerank needs a finalist, got finalists=0; give --finalists N")
-        check_rerank(config, evaluator.space)
+            raise InputError("a rerank needs a finalist, got rerank.finalists=0; give 1 or more")
+        if not history.funnel.ended[ACCEPTED]:
+            raise InputError(f"{folder} has no finalist: nothing passed every gate; search longer, or loosen the gates")
+        check_rerank(setting, config, evaluator.space)
         return run_rerank(setting, config, folder, ledger, evaluator)
 
 
@@ -205,7 +211,7 @@ def dry_run(setting: Setting, config: Config) -> int:
     """`normact search --dry-run`: the resolved config, and how long it would take."""
     run_folder.check_new(Path(config["run_dir"]))
     evaluator = checked_evaluator(setting, config)
-    check_rerank(config, evaluator.space)
+    check_rerank(setting, config, evaluator.space)
     starts = starts_of(config, evaluator.space)
     controller_of(config, evaluator.space, front_of(config, evaluator.task), starts)
     setting.console.file.write(yaml.safe_dump(config, sort_keys=False))
@@ -222,7 +228,8 @@ def dry_run(setting: Setting, config: Config) -> int:
         each = trainings_each(config["rerank"]["seeds"], grid_of(config, judge.task.recipe))
         trainings = (finalists + len(config["rerank"]["baselines"])) * each
         seconds = trainings * _seconds_per_training(judge) / workers
-        setting.say(f"# rerank: {trainings} trainings, about {seconds / 60:.1f} minutes")
+        data = conditions_of(config, judge.task).data
+        setting.say(f"# rerank: {trainings} trainings on {data}, about {seconds / 60:.1f} minutes")
     return 0
 
 

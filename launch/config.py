@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ Config = dict[str, Any]
 def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     """The resolved config of a command line.
 
+    Held-out data of the rerank are what its anchors are made for, and what suits them is chosen for the rerank alone.
+
     Args:
         overrides: Hydra overrides, such as `data=fashion_mnist` or `budget.minutes=30`.
         config_dir: a folder with further YAML files, laid out like ours.
@@ -50,35 +53,64 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
     Raises:
         InputError: an unknown group, option or key, a value that does not fit, or data that cannot be made.
     """
+    with composing("config", overrides, config_dir) as search_path:
+        composed = compose("config", [*search_path, *overrides])
+        judged, held_out = composed, OmegaConf.select(composed, "rerank.data")
+        if held_out is not None:
+            others = [text for text in overrides if not text.lstrip("+~").startswith("rerank.data.")]
+            composed = compose("config", [*search_path, *others, "~data@rerank.data"])
+        composed.input = input_of(plain(composed.get("data")), "data")
+        config: Config = plain(composed)
+        if held_out is not None:
+            judged.input = input_of(plain(held_out), "rerank.data")
+            config["rerank"] = plain(judged.rerank)
+    check_form(config)
+    return config
+
+
+@contextmanager
+def composing(primary: str, overrides: Sequence[str], config_dir: Path | None) -> Iterator[list[str]]:
+    """Where `hydra.compose` finds our YAML files; gives overrides that let it find a person's, too.
+
+    Args:
+        primary: the config that is composed.
+        overrides: a person's, for what is said of them.
+        config_dir: a folder with further YAML files.
+
+    Raises:
+        InputError: what Hydra raised inside, in our words; or there is no such folder.
+    """
     if config_dir is not None and not config_dir.is_dir():
         raise InputError(f"--config-dir {config_dir} is no folder")
     search_path = [f"hydra.searchpath=[file://{config_dir.absolute()}]"] if config_dir else []
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("normact.conf", version_base="1.3"):
-            composed = compose("config", [*search_path, *overrides])
-        composed.input = _input_of(_plain(composed.get("data")))
-        config = _plain(composed)
-    except (HydraException, OmegaConfBaseException) as problem:
-        raise _explained(problem, search_path, overrides) from None
+            yield search_path
+    except InputError:
+        raise
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise InputError(f"a YAML file in --config-dir {config_dir} cannot be read: {one_line(problem)}") from None
+    except (HydraException, OmegaConfBaseException) as problem:
+        raise _explained(problem, primary, search_path, overrides) from None
+    except ValueError as problem:  # Hydra's, of `data=5`; it does not say where
+        given = ", ".join(overrides)
+        raise InputError(f"{one_line(problem)}: in one of {given}; to leave a group out, give ~GROUP") from None
     finally:
         GlobalHydra.instance().clear()
-    check_form(config)
-    return config
 
 
-def _plain(node: Any) -> Any:
+def plain(node: Any) -> Any:
+    """A composed node as plain dictionaries, lists and values, its interpolations resolved."""
     if not OmegaConf.is_config(node):
         return node
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
 
 
-def _input_of(node: Any) -> Config:
-    """What anchors need to know of the data."""
-    data = _data(node)
-    with theirs("data"):
+def input_of(node: Any, what: str) -> Config:
+    """What anchors need to know of the data, which are called `what` where they cannot be made."""
+    data = _data(node, what)
+    with theirs(what):
         return {
             "channels": data.shape[0],
             "size": data.shape[-1],
@@ -87,7 +119,7 @@ def _input_of(node: Any) -> Config:
         }
 
 
-def _explained(problem: Exception, search_path: list[str], overrides: Sequence[str]) -> InputError:
+def _explained(problem: Exception, primary: str, search_path: list[str], overrides: Sequence[str]) -> InputError:
     """Hydra's error as ours: what was not found, and the nearest that could be."""
     text = one_line(problem)
     if match := re.search(r"Could not find '([^']+)/([^']+)' Available options in '[^']+': (.*?) Config search", text):
@@ -95,7 +127,7 @@ def _explained(problem: Exception, search_path: list[str], overrides: Sequence[s
     if match := re.search(r"Could not override '([^']+)'", text):
         GlobalHydra.instance().clear()
         with initialize_config_module("normact.conf", version_base="1.3"):
-            known = _settings([*search_path, *_choices(overrides)]) or _settings(search_path)
+            known = _settings(primary, [*search_path, *_choices(overrides)]) or _settings(primary, search_path)
         if match[1] in known:
             how = f"+{match[1]}.NAME.SETTING=[...]"
             return InputError(f"{match[1]} is a section that takes new entries with a plus: {how}")
@@ -111,10 +143,10 @@ def _choices(overrides: Sequence[str]) -> list[str]:
     return [text for text in overrides if text.partition("=")[0].partition("@")[0] in groups]
 
 
-def _settings(overrides: list[str]) -> list[str]:
-    """The names of all settings; none where the choices themselves are wrong."""
+def _settings(primary: str, overrides: list[str]) -> list[str]:
+    """The names of all settings of a config; none where the choices themselves are wrong."""
     try:
-        return list(_keys(OmegaConf.to_container(compose("config", overrides))))
+        return list(_keys(OmegaConf.to_container(compose(primary, overrides))))
     except HydraException:
         return []
 
@@ -158,16 +190,28 @@ def space_of(config: Config) -> Space:
 
 def task_of(config: Config) -> Task:
     """The task that candidates are searched on."""
-    return _task(config, config.get("anchor", {}), config["recipe"])
+    return _task(config, config["data"], config.get("anchor", {}), config["recipe"])
+
+
+def rerank_data(config: Config) -> Config:
+    """The node of the data that the rerank trains and judges on: those that are held out, or the search's own."""
+    data: Config = config["rerank"].get("data", config["data"])
+    return data
 
 
 def rerank_task_of(config: Config) -> Task:
-    """The task of the rerank: the same data, other anchors and recipe, a test split."""
-    return _task(config, config["rerank"].get("anchor", {}), config["rerank"]["recipe"])
+    """The task of the rerank: other anchors and recipe, a test split, and other data where the config names them."""
+    parts = config["rerank"].get("anchor", {}), config["rerank"]["recipe"]
+    if "data" not in config["rerank"]:
+        return _task(config, config["data"], *parts)
+    try:
+        return _task(config, rerank_data(config), *parts)
+    except InputError as problem:
+        raise InputError(f"with rerank.data: {problem}") from None
 
 
-def _task(config: Config, anchors: Config, recipe: Config) -> Task:
-    data = _data(config["data"])
+def _task(config: Config, node: Config, anchors: Config, recipe: Config) -> Task:
+    data = _data(node, "data")
     with theirs("data"):
         data.load().check_finite()  # objectives may look at it; what is missing is said here, not by a worker later
     measures = {name: _made(node, f"objective {name}", Measure) for name, node in config.get("objective", {}).items()}
@@ -184,8 +228,8 @@ def _task(config: Config, anchors: Config, recipe: Config) -> Task:
     )
 
 
-def _data(node: Any) -> Data:
-    return _made(node, "data", Data)
+def _data(node: Any, what: str) -> Data:
+    return _made(node, what, Data)
 
 
 def _anchor(node: Any, what: str) -> Anchor:
@@ -258,15 +302,18 @@ def pool_of(config: Config, make_evaluate: Callable[[], Evaluate], module_paths:
 
 
 def check_meets(task: Task, space: Space) -> None:
-    """Check that the space can fill every site of the task's anchors.
+    """Check that the space can fill every site of the task's anchors, and that these suit the data.
 
     Raises:
-        InputError: see `Task.check_meets`; or an anchor cannot be made.
+        InputError: see `Task.check_meets` and `Task.check_outputs`; or an anchor cannot be made, or not take the data.
     """
     for name, anchor in task.anchors.items():
         with theirs(f"anchor {name}"):
             sites_of(anchor)
     task.check_meets(space)
+    for name in task.anchors:
+        with theirs(f"anchor {name}, on an example of shape {tuple(task.data.shape)}"):
+            task.check_outputs(name)
 
 
 def check_device(config: Config) -> None:

@@ -55,8 +55,7 @@ def _run(console: Console, options: argparse.Namespace) -> int:
         case "resume":
             return commands.resume(setting, options.run_dir)
         case "rerank":
-            changes = {"finalists": options.finalists, "seeds": options.seeds}
-            return commands.rerank(setting, options.run_dir, {k: v for k, v in changes.items() if v is not None})
+            return commands.rerank(setting, options.run_dir, options.overrides, options.config_dir)
         case "show":
             return show.show(setting, options)
         case "export":
@@ -110,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = commands_.add_parser(name, help=text)
         sub.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-        sub.add_argument("--config-dir", type=Path, help="where modules of your own lie that the run names")
+        sub.add_argument("--config-dir", type=Path, help="where modules and YAML files of your own lie")
         sub.add_argument(
             "--allow",
             action="append",
@@ -121,8 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "show":
             show.add_options(sub)
         if name == "rerank":
-            sub.add_argument("--finalists", type=int, help="how many of the best finds; the run's where left out")
-            sub.add_argument("--seeds", type=int, help="fresh seeds per layer; the run's where left out")
+            sub.add_argument("overrides", nargs="*", help="Hydra overrides of rerank, such as rerank.seeds=16")
         if name == "export":
             export.add_options(sub)
         if name == "curves":

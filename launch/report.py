@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from normact.launch.standings import Conditions, Standings
 from normact.search.funnel import Funnel
 from normact.search.history import History
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome, mean_skill
-from normact.search.rerank import ENOUGH_SEEDS, Entrant, Standing
-from normact.spaces.errors import InputError
+from normact.search.rerank import ENOUGH_SEEDS, Standing
 from normact.spaces.graph import LayerGraph
 from normact.spaces.space import Space
 from normact.spaces.text import formula
@@ -132,11 +131,11 @@ def _rate(count: int, of: int) -> str:
     return f"{count} of {of} ({count / max(of, 1):.0%})"
 
 
-def print_standings(console: Console, rows: Sequence[Standing], objective: str) -> None:
+def print_standings(console: Console, standings: Standings) -> None:
     """The rerank's table, and what may be said of it."""
-    seeds = rows[0].seeds
+    rows = standings.rows
     anchors = sorted({anchor for row in rows for anchor in row.by_anchor})
-    table = Table(title=f"Rerank: test {objective}, mean of {seeds} fresh seeds", title_justify="left")
+    table = Table(title=title_of(standings.conditions, rows[0].seeds), title_justify="left")
     table.add_column("layer")
     for column in (*anchors, "mean", "sd", "difference", "95% interval", "p (Holm)"):
         table.add_column(column, justify="right")
@@ -166,6 +165,14 @@ def print_standings(console: Console, rows: Sequence[Standing], objective: str) 
     _line(console, conclusion(rows))
 
 
+def title_of(conditions: Conditions, seeds: int) -> str:
+    """What a rerank judged, on what."""
+    held_out = "held-out " if conditions.held_out else ""
+    data = f" on {held_out}{conditions.data}" if conditions.data else ""
+    steps = "" if conditions.steps is None else f", {conditions.steps} steps"
+    return f"Rerank: test {conditions.objective}{data}, mean of {seeds} fresh seeds{steps}"
+
+
 def conclusion(rows: Sequence[Standing]) -> str:
     """One sentence that says no more than the numbers do."""
     seeds = rows[0].seeds
@@ -176,23 +183,6 @@ def conclusion(rows: Sequence[Standing]) -> str:
     if better:
         return f"Better than {best.entrant.name}, the best baseline by validation: {', '.join(better)}."
     return f"No finalist is shown to be better than {best.entrant.name}, the best baseline by validation."
-
-
-def standing_json(row: Standing) -> dict[str, Any]:
-    """A standing as plain JSON, which `standing_of` reads."""
-    return asdict(row)
-
-
-def standing_of(data: Mapping[str, Any]) -> Standing:
-    """The standing that `standing_json` gave.
-
-    Raises:
-        InputError: it is of another form.
-    """
-    try:
-        return Standing(**{**data, "entrant": Entrant(**data["entrant"])})
-    except (KeyError, TypeError) as problem:
-        raise InputError(f"the run's rerank cannot be read ({problem}); do it again with normact rerank") from None
 
 
 def print_json(console: Console, data: Any) -> None:

@@ -13,12 +13,13 @@ from normact.launch.config import Config, check_meets, front_of, in_worker, pool
 from normact.launch.export import Target, write_export
 from normact.launch.progress import trainings_progress
 from normact.launch.setting import Setting
+from normact.launch.standings import Standings, conditions_of, depends_on, keep
 from normact.search.evaluate import Evaluator
 from normact.search.history import History
 from normact.search.ledger import Ledger
 from normact.search.outcome import Outcome
 from normact.search.pool import Pool
-from normact.search.rerank import Entrant, Rerank, Standing
+from normact.search.rerank import ENOUGH_SEEDS, Entrant, Rerank, Standing
 from normact.search.task import Task
 from normact.search.training import Recipe
 from normact.search.trainings import Trainings
@@ -26,15 +27,30 @@ from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.space import Space
 
 
-def check_rerank(config: Config, space: Space) -> None:
-    """Check the rerank's part of a config before hours are spent on the search.
+def check_rerank(setting: Setting, config: Config, space: Space) -> None:
+    """Check the rerank's part of a config before hours are spent on the search, and say where it can show nothing.
 
     Raises:
-        InputError: no baseline or an unknown one, an objective that a test split does not have, or anchors that the
-            space cannot fill.
+        InputError: no baseline or an unknown one, an objective that a test split does not have, anchors that the
+            space cannot fill or that do not suit the data, or held-out data that are the search's.
     """
     if not config["rerank"]["finalists"]:
         return
+    _check_baselines(config, space)
+    if config["rerank"].get("data") == config["data"]:
+        name = config["data"]["_target_"].rpartition(".")[2]
+        raise InputError(
+            f"rerank.data holds nothing out: it is the search's own data, {name}; choose other data, or leave out "
+            "data@rerank.data"
+        )
+    task = rerank_task_of(config)
+    check_meets(task, space)
+    task.test_objective(config["rerank"]["objective"])
+    if (seeds := config["rerank"]["seeds"]) < ENOUGH_SEEDS:
+        setting.say(f"# note: rerank.seeds={seeds} gives preliminary verdicts; a claim needs {ENOUGH_SEEDS} or more")
+
+
+def _check_baselines(config: Config, space: Space) -> None:
     known, wanted = space.baselines(), config["rerank"]["baselines"]
     if not wanted:
         raise InputError(f"rerank.baselines is empty: name what finds are compared with, of {', '.join(known)}")
@@ -43,9 +59,6 @@ def check_rerank(config: Config, space: Space) -> None:
             raise unknown_name("baseline", name, known, " in rerank.baselines")
     if len(set(wanted)) != len(wanted):
         raise InputError(f"rerank.baselines names one twice: {', '.join(wanted)}")
-    task = rerank_task_of(config)
-    check_meets(task, space)
-    task.test_objective(config["rerank"]["objective"])
 
 
 def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, evaluator: Evaluator) -> int:
@@ -58,16 +71,18 @@ def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, e
         where = f" on the front of {' and '.join(names)}" if len(names) > 1 else ""
         setting.say(f"no rerank: nothing{where} computes something else than the baselines; search longer")
         return 0
-    task = rerank_task_of(config)
+    task, own = rerank_task_of(config), run_folder.read_config(folder)
     objective = task.test_objective(config["rerank"]["objective"])
     try:
         with closing(pool_of(config, in_worker(rerank_evaluator, config), setting.module_paths)) as pool:
             rows = _rerank(console, config, ledger, entrants, task, pool)
     except KeyboardInterrupt:
-        setting.say(f"stopped; what was trained is recorded. Go on with: normact rerank {folder}")
+        overrides = "" if config["rerank"] == own["rerank"] else " and the same overrides"
+        setting.say(f"stopped; what was trained is recorded. Go on with: normact rerank {folder}{overrides}")
         return 130
-    ledger.set_meta("standings", [report.standing_json(row) for row in rows])
-    report.print_standings(console, rows, objective.name)
+    standings = Standings(conditions_of(config, task), rows)
+    keep(ledger, own, config, standings)
+    report.print_standings(console, standings)
     if config["export"]["winner"]:
         finalists = [row for row in rows if row.entrant.role == "finalist"]
         winner = max(finalists, key=lambda row: objective.skill(row.validation))
@@ -79,10 +94,8 @@ def run_rerank(setting: Setting, config: Config, folder: Path, ledger: Ledger, e
 def _rerank(
     console: Console, config: Config, ledger: Ledger, entrants: list[Entrant], task: Task, pool: Pool
 ) -> list[Standing]:
-    trainings_depend_on = {part: config[part] for part in ("data", "objective", "space", "task")}
-    trainings_depend_on["rerank"] = {part: config["rerank"][part] for part in ("anchor", "recipe")}
     seconds = config["limits"]["train_seconds"]
-    trainings = Trainings(trainings_depend_on, ledger, pool, seconds, reads_test=True)
+    trainings = Trainings(depends_on(config), ledger, pool, seconds, reads_test=True)
     objective = task.test_objective(config["rerank"]["objective"])
     judged = Rerank(entrants, config["rerank"]["seeds"], objective, trainings, grid_of(config, task.recipe))
     with trainings_progress(console, "rerank") as on_progress:
@@ -95,11 +108,7 @@ def grid_of(config: Config, recipe: Recipe) -> list[float]:
 
 
 def entrants_of(config: Config, history: History, evaluator: Evaluator, known: dict[str, str]) -> list[Entrant]:
-    """The best distinct finds of a run, and the baselines. A find that is a baseline is no finalist.
-
-    Raises:
-        InputError: nothing was accepted.
-    """
+    """The best distinct finds of a run, and the baselines. A find that is a baseline is no finalist."""
     space, baselines = evaluator.space, evaluator.space.baselines()
     names = {fingerprint: name for name, fingerprint in known.items()}
     wanted = config["rerank"]["baselines"]

@@ -91,7 +91,7 @@ _CLOSED: dict[str, tuple[dict[str, Kind], dict[str, Kind]]] = {
     "task": ({"device": _TEXT}, {}),
     "rerank": (
         {"finalists": _whole(0), "baselines": _TEXTS, "seeds": _whole(2), "objective": _TEXT, "recipe": _PART},
-        {"anchor": _PARTS, "lr_factors": _FACTORS},
+        {"anchor": _PARTS, "lr_factors": _FACTORS, "data": _PART},
     ),
     "export": ({"winner": _SWITCH}, {}),
     "race": ({"seeds": _whole(1), "share": _ABOVE, "least": _whole(1)}, {}),

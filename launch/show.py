@@ -9,6 +9,7 @@ from typing import Any
 from normact.launch import report, run_folder
 from normact.launch.config import Config, gates_of, space_of, task_of
 from normact.launch.setting import Setting
+from normact.launch.standings import standings_of
 from normact.search.funnel import ACCEPTED
 from normact.search.history import History
 from normact.search.objective import Objective
@@ -53,7 +54,7 @@ def show(setting: Setting, options: argparse.Namespace) -> int:
         history = History(ledger)
         objective = next(iter((history.objectives or task_of(config).objectives).values()))
         front = _front(history, config, options.front)
-        known, standings = ledger.meta("known_fingerprints", {}), ledger.meta("standings", [])
+        known, reranks = ledger.meta("known_fingerprints", {}), standings_of(ledger, config)
         seconds, reads = float(ledger.meta("active_seconds", 0.0)), ledger.count("test_read")
         rows, funnel = report.top_rows(history, space, objective, known, options.top), history.funnel
         front_rows = report.front_rows(history, space, front, known) if front else {}
@@ -72,7 +73,7 @@ def show(setting: Setting, options: argparse.Namespace) -> int:
             "objective": objective.name,
             "top": rows,
             "front": front_rows,
-            "rerank": standings,
+            "reranks": [standings.to_json() for standings in reranks],
             "test_reads": reads,
         }
         report.print_json(setting.console, data)
@@ -80,9 +81,8 @@ def show(setting: Setting, options: argparse.Namespace) -> int:
     report.print_top(setting.console, rows, objective)
     report.print_front(setting.console, front_rows)
     report.print_funnel(setting.console, funnel, gates, seconds)
-    if standings:
-        name = config["rerank"]["objective"] or objective.name
-        report.print_standings(setting.console, [report.standing_of(row) for row in standings], name)
+    for standings in reranks:
+        report.print_standings(setting.console, standings)
     setting.say(f"the test split was read by {reads} rerank(s)")
     return 0
 

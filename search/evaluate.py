@@ -82,7 +82,8 @@ class Evaluator:
         space: what the candidates are of.
         task: what they are trained on.
         gates: in order; screening gates run in `screen` jobs, training gates in `train` jobs.
-        measure_test: also measure the test split, as `test_<objective>`: for the final rerank alone.
+        measure_test: also measure the test split, as `test_<objective>`, in jobs that ask for it: for the final rerank
+            alone.
 
     Raises:
         InputError: two gates of one name, a gate that looks past the last training step, or one that goes by an
@@ -114,15 +115,16 @@ class Evaluator:
     def __call__(self, job: Job) -> Sequence[Outcome]:
         if job.recipe:
             return self._with(job.recipe)(replace(job, recipe={}))
-        snapshot = job.snapshot
+        snapshot, test = job.snapshot, job.test and self.measure_test
 
         def train(candidate: Any, record: _Record) -> Rejection | None:
-            return self._train(candidate, record, snapshot) or self._race(candidate, record, snapshot.get("race", ()))
+            rejection = self._train(candidate, record, snapshot, test)
+            return rejection or self._race(candidate, record, snapshot.get("race", ()))
 
         judge = self._screen if job.kind == "screen" else train
         if job.kind == "train":
             keep_freed_memory()
-            self._load()
+            self._load(test)
         return [self._judged(judge, number, data, job.seed) for number, data in job.candidates]
 
     def _with(self, changes: Mapping[str, Any]) -> Evaluator:
@@ -135,17 +137,17 @@ class Evaluator:
             raise InputError(f"a training's recipe may change in {', '.join(CHANGEABLE)}, got {unknown[0]!r}")
         key = tuple(sorted(changes.items()))
         if key not in self._changed:
-            self._load()
+            self._load(test=False)
             task = copy.copy(self.task)
             task.recipe = replace(task.recipe, **changes)
             gates = [*self.screen_gates, *self.train_gates]
             self._changed[key] = Evaluator(self.space, task, gates, self.measure_test)
         return self._changed[key]
 
-    def _load(self) -> None:
+    def _load(self, test: bool) -> None:
         """Data that cannot be loaded are no candidate's fault, and the time that takes is none of its cost."""
         _ = self.task.splits
-        if self.measure_test:
+        if test:
             _ = self._test
 
     def _judged(self, judge: Callable[[Any, _Record], Rejection | None], number: int, data: Any, seed: int) -> Outcome:
@@ -166,7 +168,7 @@ class Evaluator:
                 return rejection
         return None
 
-    def _train(self, candidate: Any, record: _Record, snapshot: Mapping[str, Any]) -> Rejection | None:
+    def _train(self, candidate: Any, record: _Record, snapshot: Mapping[str, Any], test: bool) -> Rejection | None:
         """Train all anchors side by side from checkpoint to checkpoint, so that the first to fail ends all."""
         trainings = record.timed("build", lambda: self._start(candidate, record.seed))
         last = self.task.recipe.steps
@@ -184,7 +186,7 @@ class Evaluator:
                 for gate in gates:
                     if rejection := record.ask(gate, lambda g=gate, c=ctx: g.check(c)):  # type: ignore[misc]
                         return rejection
-        return self._measure_test(trainings, record) if self.measure_test else None
+        return self._measure_test(trainings, record) if test else None
 
     def _race(self, candidate: Any, record: _Record, bars: Sequence[float]) -> Rejection | None:
         """Train it under further seeds while its mean skill is at or above the bars; its last scores become means.

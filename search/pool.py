@@ -26,6 +26,7 @@ class Job:
         time_limit: seconds after which a pool that can kill gives up; 0 for none.
         snapshot: plain data that stopping rules compare with.
         recipe: changes of the task's recipe, such as `{"lr": 0.02}`.
+        test: whether an evaluator that measures the test split does so here.
     """
 
     id: int
@@ -35,6 +36,7 @@ class Job:
     time_limit: float = 0.0
     snapshot: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    test: bool = True
 
 
 class Evaluate(Protocol):

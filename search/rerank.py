@@ -85,8 +85,8 @@ class Rerank:
     """Trains every entrant on every seed, in parallel, resumable: trainings in the ledger are not repeated.
 
     Each entrant gets the learning rate of the grid that is best for it on validation, over tuning seeds of their own;
-    then all are trained on the same fresh seeds. Entrants with the same candidate, such as a catalogue layer that the
-    search found again, are trained once.
+    then all are trained on the same fresh seeds, and these trainings alone measure the test split. Entrants with the
+    same candidate, such as a catalogue layer that the search found again, are trained once.
 
     Args:
         entrants: finalists and baselines.
@@ -147,7 +147,7 @@ class Rerank:
         if not self.tuning_seeds:
             return [self.grid[0] if self.grid else None] * len(self.entrants)
         cells = [(i, lr) for lr in self.grid for i in range(len(self.entrants))]
-        wanted = [self._wanted(i, seed, lr) for i, lr in cells for seed in self.tuning_seeds]
+        wanted = [self._wanted(i, seed, lr, test=False) for i, lr in cells for seed in self.tuning_seeds]
         outcomes = iter(self.trainings.run(wanted, on_progress))
         found = {cell: [next(outcomes) for _ in self.tuning_seeds] for cell in cells}
 
@@ -157,9 +157,9 @@ class Rerank:
 
         return [max(self.grid, key=lambda lr: skill(index, lr)) for index in range(len(self.entrants))]
 
-    def _wanted(self, index: int, seed: int, lr: float | None) -> Wanted:
+    def _wanted(self, index: int, seed: int, lr: float | None, test: bool = True) -> Wanted:
         entrant = self.entrants[index]
-        return Wanted(index, entrant.name, entrant.candidate, seed, {} if lr is None else {"lr": lr})
+        return Wanted(index, entrant.name, entrant.candidate, seed, {} if lr is None else {"lr": lr}, test)
 
 
 def trainings_each(seeds: int, grid: Sequence[float], tuning_seeds: int = TUNING_SEEDS) -> int:

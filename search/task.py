@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from normact.search.anchors.base import Anchor, sites_of, sites_on
+from normact.search.anchors.base import Anchor, outputs_on, sites_of, sites_on
 from normact.search.data.base import Data, Split, Splits
 from normact.search.measures import RMSE, Accuracy, Measure, Measured, TrainingLoss, ValidationLoss
 from normact.search.objective import Objective
@@ -150,6 +150,22 @@ class Task:
                         f"anchor {name!r} has a site of layout {site.layout}, but the space serves "
                         f"{', '.join(space.layouts)}; add it to space.layouts or choose another anchor"
                     )
+
+    def check_outputs(self, anchor: str) -> None:
+        """Check that an anchor takes an example of the data and gives what their targets are compared with.
+
+        Raises:
+            InputError: it has fewer outputs than there are classes, or not as many as values to predict. What the
+                anchor itself raises passes.
+        """
+        needed, outputs = self.data.outputs, outputs_on(self.anchors[anchor], self.data.load().train.x[:1])
+        classes = self.data.loss == "cross_entropy"
+        given = outputs.shape[1] if classes else outputs.numel()
+        if given < needed or (given > needed and not classes):
+            raise InputError(
+                f"anchor {anchor!r} has {given} outputs, but the data have {needed} "
+                f"{'classes' if classes else 'values'}; choose another anchor, or give this one as many"
+            )
 
     def start(self, anchor: str, make: Callable[[Site], nn.Module], seed: int) -> Training:
         """A fresh training of an anchor, its sites filled by `make`.

@@ -42,9 +42,18 @@ def sites_of(anchor: Anchor) -> list[Site]:
 def sites_on(anchor: Anchor, shape: Sequence[int]) -> list[Site]:
     """The sites of an anchor, with the positions that one example of that shape has there.
 
-    One example goes through the network, its sites filled by modules that compute nothing. A site that is used more
-    than once has the positions of all its uses.
+    A site that is used more than once has the positions of all its uses.
     """
+    return _passed(anchor, torch.zeros(1, *shape))[0]
+
+
+def outputs_on(anchor: Anchor, examples: Tensor) -> Tensor:
+    """What comes out of an anchor for some examples, of the right shape alone: its sites compute nothing."""
+    return _passed(anchor, examples)[1]
+
+
+def _passed(anchor: Anchor, examples: Tensor) -> tuple[list[Site], Tensor]:
+    """Examples go through the network, its sites filled by modules that compute nothing: its sites, what comes out."""
     sites: list[Site] = []
     positions: Counter[int] = Counter()
 
@@ -53,8 +62,8 @@ def sites_on(anchor: Anchor, shape: Sequence[int]) -> list[Site]:
         return _Counts(site, positions)
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        anchor(record).eval()(torch.zeros(1, *shape))
-    return [replace(site, positions=max(positions[site.index], 1)) for site in sites]
+        outputs = anchor(record).eval()(examples)
+    return [replace(site, positions=max(positions[site.index], 1)) for site in sites], outputs
 
 
 class _Counts(nn.Module):

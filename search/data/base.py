@@ -63,9 +63,15 @@ class Splits:
 
 
 class Data(ABC):
-    """A data set. Made from config in every worker; loads at the first `load`, so making one is cheap."""
+    """A data set. Made from config in every worker; loads at the first `load`, so making one is cheap.
+
+    Attributes:
+        loss: that nets are trained with.
+        name: what tables call it; empty for the name of what makes it.
+    """
 
     loss: Loss = "cross_entropy"
+    name: str = ""
 
     @property
     def target_unit(self) -> float:

@@ -23,6 +23,7 @@ class Digits(Data):
 
     def __init__(self, shuffle_labels: bool = False) -> None:
         self.shuffle_labels = shuffle_labels
+        self.name = "digits with shuffled labels" if shuffle_labels else "digits"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -46,6 +46,7 @@ class FashionMnist(Data):
         self.folder = Path(folder).expanduser()
         self.train_size = train_size
         self.validation_size = validation_size
+        self.name = f"{train_size:,} images of Fashion-MNIST" if train_size else "Fashion-MNIST"
 
     @property
     def shape(self) -> tuple[int, ...]:

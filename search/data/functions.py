@@ -214,6 +214,7 @@ class FunctionData(Data):
         if not 0 <= noise < math.inf or seed < 0:
             raise InputError(f"noise and seed must be finite and at least 0, got noise={noise}, seed={seed}")
         self.function = FUNCTIONS[function]
+        self.name = f"function {function}"
         self.sizes = (samples, validation, test)
         self.noise = noise
         self.seed = seed

@@ -241,7 +241,7 @@ def test_starts_of_a_run_that_measured_something_else(normact):
 
 def test_one_more_seed_trains_and_reads_that_seed_alone(normact, tmp_path):
     assert normact("search", *TINY, *TINY_RERANK, "run_dir=run")[0] == 0
-    assert normact("rerank", "run", "--seeds", 3)[0] == 0
+    assert normact("rerank", "run", "rerank.seeds=3")[0] == 0
     with Ledger(tmp_path / "run/ledger.sqlite", write=False) as ledger:
         assert ledger.count("reranked") == 6
         assert [event.data["trainings"] for event in ledger.events("test_read")] == [4, 2]

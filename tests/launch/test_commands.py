@@ -26,7 +26,8 @@ def test_search_show_rerank_resume_export(normact, tmp_path):
     assert data["funnel"][-1]["left"] == data["accepted"] == len(data["top"]["cpu"]) > 0
     assert sum(row["candidates"] for row in data["funnel"]) + data["accepted"] == 40
     assert data["test_reads"] == 1
-    assert {row["entrant"]["role"] for row in data["rerank"]} == {"finalist", "baseline"}
+    (reranked,) = data["reranks"]
+    assert {row["entrant"]["role"] for row in reranked["standings"]} == {"finalist", "baseline"}
     status, out, _ = normact("show", "run", "--top", 1)
     assert data["top"]["cpu"][0]["layer"] in out
 
@@ -34,12 +35,13 @@ def test_search_show_rerank_resume_export(normact, tmp_path):
     assert status == 0
     assert json.loads(normact("show", "run", "--json")[1])["test_reads"] == 1
 
-    status, _, err = normact("rerank", "run", "--finalists", 0)
+    status, _, err = normact("rerank", "run", "rerank.finalists=0")
     assert status == 2
-    assert "got finalists=0; give --finalists N" in err
-    status, out, _ = normact("rerank", "run", "--finalists", 2, "--seeds", 3)
+    assert "got rerank.finalists=0; give 1 or more" in err
+    status, out, _ = normact("rerank", "run", "rerank.finalists=2", "rerank.seeds=3")
     assert status == 0
-    assert len(json.loads(normact("show", "run", "--json")[1])["rerank"]) == 3
+    (reranked,) = json.loads(normact("show", "run", "--json")[1])["reranks"]
+    assert len(reranked["standings"]) == 3
     assert "Preliminary: 3 seeds" in out
     assert normact("rerank", "run")[0] == 0
 
@@ -110,6 +112,12 @@ BAD_SEARCHES = [
     (["rerank.finalists=1", "rerank.baselines=[resnet]"], "unknown baseline 'resnet'"),
     (["rerank.finalists=1", "rerank.objective=speed"], "unknown objective 'speed'"),
     (["durability=some"], "durability must be normal or full"),
+    (["objective=[validation_loss,rmse]"], "rmse needs values to predict, but the data's loss is cross_entropy"),
+    (["controller=cmaes"], "CmaEsSampler draws numbers alone, but GraphSpace has choices that are none"),
+    (
+        ["controller=cmaes", "front=[validation_loss,accuracy]"],
+        "CmaEsSampler takes one objective, got validation_loss, accuracy",
+    ),
 ]
 
 

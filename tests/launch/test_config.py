@@ -130,6 +130,10 @@ def test_presets_hold_what_they_say(preset):
     ("override", "message"),
     [
         ("data=mnist", "unknown option of data 'mnist'.*digits, fashion_mnist"),
+        ("data@rerank.data=mnist", "unknown option of data 'mnist'.*digits, fashion_mnist"),
+        ("experiment=frist_search", "unknown option of experiment 'frist_search'; the nearest is 'first_search'"),
+        ("data=5", "must be a string or a list. Got int: in one of data=5;"),
+        ("experiment=null", "experiment=null; to leave a group out, give ~GROUP"),
         ("budget.minuts=3", "no setting 'budget.minuts'; the nearest is 'budget.minutes'"),
         ("budget", "budget"),
         ("space.nodes=0", "space: .*nodes=0"),

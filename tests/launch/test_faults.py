@@ -88,7 +88,7 @@ def test_a_second_driver_is_refused_while_the_first_runs(tmp_path):
         try:
             while first.poll() is None and count_finished(tmp_path / "run/ledger.sqlite") < 5:
                 wait_a_little(first)
-            for arguments in (["resume", "run"], ["rerank", "run", "--finalists", "1"]):
+            for arguments in (["resume", "run"], ["rerank", "run", "rerank.finalists=1"]):
                 second = subprocess.run(
                     [*NORMACT, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
                 )

@@ -133,7 +133,7 @@ def test_fashion_mnist_is_searched_for_real(tmp_path, require):
     run("search", *data, *rerank, *small, *budget, "pool.workers=2", "run_dir=run", cwd=tmp_path)
     shown = json.loads(run("show", "run", "--json", cwd=tmp_path))
     assert shown["top"]["cpu"][0]["scores"].keys() == {"preact_resnet"}
-    baseline = next(row for row in shown["rerank"] if row["entrant"]["role"] == "baseline")
+    baseline = next(row for row in shown["reranks"][0]["standings"] if row["entrant"]["role"] == "baseline")
     assert 0.5 < baseline["test"] < 0.9, "BN-ReLU after 150 steps of Fashion-MNIST"
     assert len(list((tmp_path / "run/exports").glob("*.py"))) == 1
 
@@ -149,7 +149,7 @@ def test_shuffled_labels_have_no_better_layer(tmp_path):
         "search", "data.shuffle_labels=true", *quick, *rerank, *budget, "run_dir=run", cwd=tmp_path
     )  # fmt: skip
     assert "No finalist is shown to be better" in out
-    rows = json.loads(run("show", "run", "--json", cwd=tmp_path))["rerank"]
+    rows = json.loads(run("show", "run", "--json", cwd=tmp_path))["reranks"][0]["standings"]
     assert len(rows) == 5
     for row in rows:
         assert "better" not in row["verdict"]

@@ -35,7 +35,8 @@ def test_a_search_for_a_front_shows_it_and_reranks_along_it(normact):
     assert not any(dominated(row, front) for row in front)
     everything = json.loads(normact("show", "run", "--json", "--front", "validation_loss")[1])["front"]["cpu"]
     assert [row["number"] for row in everything] == [front[0]["number"]]
-    finalists = [row["entrant"]["name"] for row in data["rerank"] if row["entrant"]["role"] == "finalist"]
+    standings = data["reranks"][0]["standings"]
+    finalists = [row["entrant"]["name"] for row in standings if row["entrant"]["role"] == "finalist"]
     numbers = [row["number"] for row in front]
     assert finalists and {int(name[1:].split()[0]) for name in finalists} <= set(numbers)
 

@@ -4,9 +4,11 @@ import re
 
 import pytest
 import yaml
+from rich.console import Console
 
 from normact.launch.config import compose_config, rerank_evaluator, search_evaluator
 from normact.launch.reranking import check_rerank
+from normact.launch.setting import Setting
 from normact.search.gates import Pass, ScreenContext
 from normact.spaces import InputError
 from tests.launch.test_config import CONF
@@ -43,7 +45,7 @@ def test_what_is_typed_is_enough(typed):
     assert set(config["gates"]) == set(expected)
     evaluator = search_evaluator(config)
     evaluator.task.check_meets(evaluator.space)
-    check_rerank(config, evaluator.space)
+    check_rerank(Setting(Console()), config, evaluator.space)
     assert rerank_evaluator(config).task.recipe.steps > evaluator.task.recipe.steps
 
 

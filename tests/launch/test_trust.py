@@ -76,7 +76,10 @@ def refused(normact, words):
         assert len(err.strip().splitlines()) == 1
 
 
-PARTS = ["space", "controller", "data", "recipe", "pool", "anchor.preact_resnet", "gates.structure", "rerank.recipe"]
+PARTS = [
+    "space", "controller", "data", "recipe", "pool", "anchor.preact_resnet", "gates.structure", "rerank.recipe",
+    "rerank.data",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -84,7 +87,7 @@ def test_every_command_refuses_a_run_that_names_os_system(normact, run, tmp_path
     config = yaml.safe_load((run / "config.yaml").read_text())
     node = config
     for name in part.split("."):
-        node = node[name]
+        node = node.setdefault(name, {})
     node.clear()
     node.update({"_target_": "os.system", "command": f"touch {tmp_path}/evil"})
     (run / "config.yaml").write_text(yaml.safe_dump(config))

@@ -301,6 +301,17 @@ def test_the_test_split_is_read_only_when_it_is_to_be_measured():
         judge(evaluator(task=task, measure_test=True), "train", "bn_relu")
 
 
+def test_a_job_may_leave_the_test_split_alone():
+    evaluate = evaluator(task=small_task(data=NoTest(blobs())), measure_test=True)
+    for recipe in ({}, {"lr": 0.01}):
+        job = Job(0, "train", ((0, "bn_relu"),), 0, recipe=recipe, test=False)
+        (outcome,) = evaluate(job)  # NoTest would have raised
+        assert outcome.accepted
+        assert {score.objective for score in outcome.scores} == {"validation_loss", "accuracy", "training_loss"}
+        with pytest.raises(AssertionError, match="the test split was read"):
+            evaluate(dataclasses.replace(job, test=True))
+
+
 def test_the_test_split_is_measured_at_the_end_on_every_anchor():
     task = small_task(anchors=two_nets())
     outcome = judge(evaluator([Quality(4, -9.0)], task, measure_test=True), "train", "bn_relu")

@@ -11,7 +11,7 @@ from normact.search.objective import Objective, Score
 from normact.search.outcome import Outcome
 from normact.search.pool import Failed, LocalPool, Lost, TimedOut
 from normact.search.rerank import FIRST_SEED, FIRST_TUNING_SEED, Entrant, Rerank, standings
-from normact.search.trainings import Trainings
+from normact.search.trainings import Trainings, Wanted
 from normact.spaces import InputError
 
 ACCURACY = Objective("accuracy", "", "maximize", 0.1, 1.0)
@@ -258,6 +258,51 @@ def test_each_layer_gets_the_learning_rate_that_is_best_for_it_on_validation(led
     again, trained = rerank(ledger, grid=[0.1, 0.2, 0.4], tuning_seeds=3)
     assert {row.entrant.name: row for row in again.run()} == rows
     assert trained == []
+
+
+class KeepsTheTestBack(Judge):
+    """Measures the test split where the job asks for it, as the evaluator does."""
+
+    def __call__(self, job):
+        (done,) = super().__call__(job)
+        self.tested[job.seed] = job.test
+        scores = tuple(score for score in done.scores if job.test or score.objective == "accuracy")
+        return [dataclasses.replace(done, scores=scores)]
+
+
+def test_tuning_trainings_do_not_read_the_test_split(ledger):
+    judge = KeepsTheTestBack()
+    judge.tested = {}
+    rows = rerank(ledger, judge=judge, grid=[0.1, 0.2])[0].run()
+    assert {row.entrant.name for row in rows} == {entrant.name for entrant in ENTRANTS}
+    assert judge.tested == {seed: seed < FIRST_TUNING_SEED for seed in judge.tested} and len(judge.tested) == 8 + 2
+    assert len(judge.trained) == 3 * 8 + 3 * 2 * 2
+    assert [event.data["trainings"] for event in ledger.events("test_read")] == [3 * 8]
+
+
+def test_a_training_without_the_test_split_answers_none_with_it(ledger):
+    judge = KeepsTheTestBack()
+    judge.tested = {}
+    plain, tested = (Wanted(0, "bn", {"layer": "bn"}, 5, test=test) for test in (False, True))
+    for wanted, trained, reads in (([plain], 1, 0), ([tested], 2, 1), ([plain, tested], 2, 1)):
+        trainings = Trainings("task", ledger, LocalPool(lambda: judge), reads_test=True)  # reads the ledger anew
+        outcomes = trainings.run(wanted)
+        assert [bool(outcome.final("test_accuracy")) for outcome in outcomes][-1] == wanted[-1].test
+        assert (len(judge.trained), ledger.count("test_read")) == (trained, reads)
+
+
+def test_trainings_of_earlier_releases_which_all_read_the_test_split_are_not_repeated(ledger):
+    judge = Judge()
+    rows = rerank(ledger, judge=judge, grid=[0.1, 0.2])[0].run()
+    old = [
+        dataclasses.replace(event, data={name: value for name, value in event.data.items() if name != "test"})
+        for event in ledger.events("reranked")
+    ]
+    with Ledger(ledger.path.with_name("old.sqlite"), create=True) as other:
+        other.append(old)
+        again, trained = rerank(other, grid=[0.1, 0.2])
+        assert again.run() == rows
+        assert trained == [] and other.count("test_read") == 0
 
 
 def test_a_grid_of_one_rate_tunes_nothing(ledger):

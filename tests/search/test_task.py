@@ -10,7 +10,7 @@ from normact.search.measures import RMSE, Accuracy, NonzeroShare, Parameters, Re
 from normact.search.task import Task
 from normact.search.training import Recipe, outputs_of
 from normact.spaces import GraphSpace, InputError, KanSpace, Site
-from tests.tasks import ModuleSpace, blobs, layer, small_task
+from tests.tasks import SHAPE, ModuleSpace, blobs, layer, small_task
 from tests.toy import ToySpace
 
 
@@ -130,6 +130,31 @@ def test_a_space_that_meets_all_anchors_passes():
     anchors = {"net": PreActResNet(2, 3), "tokens": TokenNet(2, 6, 3)}
     small_task(anchors=anchors).check_meets(GraphSpace(["add", "max", "batch_mean"], nodes=4))
     small_task(anchors={"net": linear_net}).check_meets(ToySpace())
+
+
+VALUES = (torch.zeros(4, *SHAPE), torch.rand(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("data", "outputs", "words"),
+    [
+        (blobs(), 2, "has 2 outputs, but the data have 3 classes"),
+        (blobs(), 3, ""),
+        (blobs(), 5, ""),  # classes that never occur
+        (TensorData(VALUES, VALUES, VALUES, 2, "mse"), 1, "has 1 outputs, but the data have 2 values"),
+        (TensorData(VALUES, VALUES, VALUES, 2, "mse"), 2, ""),
+        (TensorData(VALUES, VALUES, VALUES, 2, "mse"), 3, "has 3 outputs, but the data have 2 values"),
+    ],
+)
+def test_an_anchor_needs_as_many_outputs_as_the_data_ask_for(data, outputs, words):
+    measures = [Accuracy() if data.loss == "cross_entropy" else RMSE()]
+    task = small_task(data=data, measures=measures, anchors={"net": PreActResNet(SHAPE[0], outputs, 4, (1,))})
+    if words:
+        with pytest.raises(InputError, match=f"anchor 'net' {words}"):
+            task.check_outputs("net")
+    else:
+        task.check_outputs("net")
+        task.start("net", layer("bn_relu"), 0).run_to(1)
 
 
 def test_a_look_in_between_leaves_running_values_that_a_training_uses():
