@@ -32,6 +32,7 @@ OPERATIONS = (
 INPUTS = ("x", "v1")
 NODES = 3
 SEEDS = (0, 1)
+STEPS = 100
 OBJECTIVES = ("validation_loss", "accuracy", "training_loss", "extrapolated_loss")
 BATCH = 50  # graphs screened for one record
 PATH = Path(__file__).parent / "results" / "table.jsonl"
@@ -40,7 +41,7 @@ PATH = Path(__file__).parent / "results" / "table.jsonl"
 def table_config() -> Config:
     """The config of the searches that the table answers."""
     space = [f"space.ops=[{','.join(OPERATIONS)}]", f"space.inputs=[{','.join(INPUTS)}]", f"space.nodes={NODES}"]
-    return compose_config([*space, f"objective=[{','.join(OBJECTIVES)}]"])
+    return compose_config([*space, f"objective=[{','.join(OBJECTIVES)}]", f"recipe.steps={STEPS}"])
 
 
 def all_graphs(
