@@ -25,7 +25,7 @@ from normact.search.ledger import Ledger
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome, mean_skill
 from normact.search.pool import Job
-from normact.search.proxy import ProxyRow, proxy_rows, recommend
+from normact.search.proxy import SLACK, ProxyRow, proxy_rows, recommend
 from normact.search.trainings import Trainings, Wanted
 from normact.spaces.errors import InputError
 from normact.spaces.space import Space
@@ -40,6 +40,7 @@ SCORES = {
 """Measured beside what the config asks for."""
 
 TRIED_PER_SURVIVOR = 400
+LEAST_LAYERS = 5
 RESULT = "proxy.json"
 
 
@@ -63,7 +64,7 @@ class Plan:
     long_seeds: int = 2
     candidates: int = 50
     least: float = 0.2
-    slack: float = 0.02
+    slack: float = SLACK
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 2 or len(set(self.steps)) != len(self.steps):
@@ -133,9 +134,10 @@ def proxy(setting: Setting, config: Config, plan: Plan) -> int:
     kept = np.isfinite(true) & (true >= plan.least)
     for values in skills.values():
         kept &= np.isfinite(values).all(1)
-    if kept.sum() < 3:
+    if kept.sum() < LEAST_LAYERS:
         raise InputError(
-            f"only {kept.sum()} of {len(layers)} layers were trained to a skill of {plan.least:g}, and 3 are needed; "
+            f"only {kept.sum()} of {len(layers)} layers were trained to a skill of {plan.least:g}, and {LEAST_LAYERS} "
+            "are needed; "
             "give longer --steps, or more --candidates"
         )
     rows = proxy_rows({key: values[kept] for key, values in skills.items()}, true[kept])
@@ -150,7 +152,7 @@ def proxy(setting: Setting, config: Config, plan: Plan) -> int:
     )
     setting.say(
         f"Recommended: objective=[{chosen.score},...] recipe.steps={chosen.steps} with {chosen.seeds} seed(s): rank "
-        f"correlation {chosen.correlation:.3f} ({chosen.low:.3f} to {chosen.high:.3f})"
+        f"correlation {chosen.correlation:.3f} ({chosen.low:.3f} to {chosen.high:.3f}) in the better half"
     )
     return 0
 
@@ -161,17 +163,22 @@ def _ledger(folder: Path, config: Config, plan: Plan) -> Ledger:
     Raises:
         InputError: the folder holds something else, or the study of another config.
     """
-    asked = {"plan": asdict(plan), "config": {k: v for k, v in config.items() if k not in ("run_dir", "pool")}}
-    asked = json.loads(json.dumps(asked))
+    asked = json.loads(json.dumps({"plan": asdict(plan), "config": config}))
     if not folder.exists() or not any(folder.iterdir()):
         ledger = run_folder.create(folder, config)
         ledger.set_meta("proxy", asked)
         return ledger
     ledger = run_folder.open_ledger(folder, write=True)
-    if ledger.meta("proxy") != asked:
+    if _study(ledger.meta("proxy", {})) != _study(asked):
         ledger.close()
         raise InputError(f"{folder} exists already, and is not this study; give another run_dir")
     return ledger
+
+
+def _study(asked: Config) -> Config:
+    """What makes it that study: where it runs does not count, and what anchors take from the data stands in them."""
+    parts = {name: part for name, part in asked.get("config", {}).items() if name not in ("run_dir", "pool", "input")}
+    return {**asked, "config": parts}
 
 
 def _layers(seed: int, evaluator: Evaluator, count: int, ledger: Ledger) -> list[tuple[str, Any]]:
@@ -255,9 +262,9 @@ def _table(outcomes: Sequence[Outcome], objective: Objective, seeds: int) -> np.
 
 def print_rows(console: Console, rows: Sequence[ProxyRow], chosen: ProxyRow) -> None:
     """The study's table, the recommended row marked."""
-    table = Table(title="Ways to score a candidate, against long trainings", title_justify="left")
+    table = Table(title="Ways to score a candidate: rank correlation with long trainings", title_justify="left")
     table.add_column("score")
-    for column in ("steps", "seeds", "rank correlation", "95% interval", "signal/noise", "paired"):
+    for column in ("steps", "seeds", "better half", "95% interval", "all", "signal/noise", "paired"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
@@ -266,6 +273,7 @@ def print_rows(console: Console, rows: Sequence[ProxyRow], chosen: ProxyRow) -> 
             str(row.seeds),
             f"{row.correlation:.3f}{' <' if row == chosen else ''}",
             f"{row.low:.3f} to {row.high:.3f}",
+            f"{row.overall:.3f}",
             f"{row.unpaired:.2f}",
             f"{row.paired:.2f}",
         )

@@ -16,6 +16,7 @@ from normact.launch.config import (
     gates_of,
     limits_of,
     make,
+    patch_of,
     rerank_task_of,
     space_of,
     task_of,
@@ -103,10 +104,21 @@ def test_a_config_from_before_there_was_a_front_has_the_leading_objective():
 
 
 def test_the_input_comes_from_the_data():
-    assert compose_config(["data=digits"])["input"] == {"channels": 1, "size": 8, "features": 64, "outputs": 10}
+    digits = {"channels": 1, "size": 8, "features": 64, "outputs": 10, "patch": 2}
+    assert compose_config(["data=digits"])["input"] == digits
     config = compose_config(["data=fashion_mnist"])
     assert config["input"]["size"] == 28
     assert config["anchor"]["token_mixer"]["size"] == 28
+    assert config["anchor"]["token_mixer"]["patch"] == 4
+    assert config["rerank"]["anchor"]["token_transformer"]["patch"] == 4
+
+
+@pytest.mark.parametrize(
+    ("size", "patch"),
+    [(1, 2), (7, 2), (8, 2), (9, 3), (16, 2), (18, 3), (22, 11), (28, 4), (29, 2), (32, 4), (64, 8), (224, 28)],
+)
+def test_patches_divide_an_image_into_few_tokens(size, patch):
+    assert patch_of(size) == patch
 
 
 @pytest.mark.parametrize("preset", ["evonorm_b", "evonorm_s", "pointwise"])

@@ -78,7 +78,8 @@ def test_anchors_of_the_rerank_are_made_for_its_data_and_the_search_is_as_withou
     usual = compose_config(["rerank.seeds=9"])
     assert search_part(config) == search_part(usual)
     anchor = usual["rerank"]["anchor"]["token_transformer"]
-    assert (config["rerank"]["anchor"]["token_transformer"]["size"], anchor["size"]) == (28, 8)
+    there = config["rerank"]["anchor"]["token_transformer"]
+    assert [(node["size"], node["patch"]) for node in (there, anchor)] == [(28, 4), (8, 2)]
     assert config["rerank"]["data"]["train_size"] == 1000
     same = ("finalists", "baselines", "seeds", "objective", "recipe")
     assert [config["rerank"][name] for name in same] == [usual["rerank"][name] for name in same]
@@ -138,6 +139,8 @@ def test_other_data_change_of_the_anchors_what_they_take_from_the_data(saved, mi
     assert config["rerank"]["recipe"] == saved["rerank"]["recipe"]
     assert search_part(config) == search_part(saved)
 
+    larger = changed(saved, ["data@rerank.data=fashion_mnist"])["rerank"]["anchor"]["token_mixer"]
+    assert (larger["size"], larger["patch"], larger["depth"]) == (28, 4, 1)
     again = changed(config, ["~data@rerank.data"], mine)
     again["rerank"]["anchor"]["token_mixer"]["width"] = 32
     assert again == saved

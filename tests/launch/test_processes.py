@@ -159,7 +159,7 @@ def test_shuffled_labels_have_no_better_layer(tmp_path):
 def test_the_run_folder_says_what_made_it(tmp_path):
     run("search", *TINY, *TINY_RERANK, "budget.proposals=20", "run_dir=run", cwd=tmp_path)
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert config["input"] == {"channels": 1, "size": 8, "features": 64, "outputs": 10}
+    assert config["input"] == {"channels": 1, "size": 8, "features": 64, "outputs": 10, "patch": 2}
     versions = json.loads((tmp_path / "run/versions.json").read_text())
     assert {"normact", "torch", "python", "machine"} <= versions.keys()
     with Ledger(tmp_path / "run/ledger.sqlite", write=False) as ledger:
