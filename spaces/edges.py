@@ -12,6 +12,10 @@ VECTOR = "v1"
 """An edge parameter's name, `v1_2`, `v1_3`... for further ones: it starts from 1, so that nothing changes at first."""
 
 
+CONSTANT = ("zeros", "ones")
+"""Ops that do not use what they are applied to."""
+
+
 def is_vector(arg: Arg) -> bool:
     """Whether it is the name of an edge parameter's vector."""
     return isinstance(arg, str) and arg.partition("_")[0] == VECTOR
@@ -35,12 +39,16 @@ def source(nodes: Sequence[Node], edge: Edge) -> Arg:
     return nodes[edge.position].args[edge.slot] if edge.position < len(nodes) else len(nodes) - 1
 
 
-def edges_from_x(nodes: Sequence[Node]) -> list[Edge]:
-    """The edges that may have a parameter: their values depend on x."""
+def trainable_edges(nodes: Sequence[Node]) -> list[Edge]:
+    """The edges on which a parameter has an effect: their values depend on x, and what uses them depends on them.
+
+    `ones(x)` is such a value, as its multiple is a constant that is trained; `zeros(x)` is none.
+    """
     depends: dict[Arg, bool] = {"x": True}
     for position, node in enumerate(nodes):
-        depends[position] = any(depends.get(arg, False) for arg in node.args)
-    return [edge for edge in edges(nodes) if depends.get(source(nodes, edge), False)]
+        depends[position] = node.op != "zeros" and any(depends.get(arg, False) for arg in node.args)
+    used = [edge for edge in edges(nodes) if edge.position == len(nodes) or nodes[edge.position].op not in CONSTANT]
+    return [edge for edge in used if depends.get(source(nodes, edge), False)]
 
 
 def spliced(nodes: Sequence[Node], edge: Edge, new: Sequence[Node]) -> tuple[Node, ...]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from normact.spaces.catalogue import CATALOGUE, read_layer
 from normact.spaces.constraints import Constraints
-from normact.spaces.edges import edges_from_x, is_vector, with_parameters, without_parameters
+from normact.spaces.edges import is_vector, trainable_edges, with_parameters, without_parameters
 from normact.spaces.emit import emit
 from normact.spaces.errors import InputError, unknown_name
 from normact.spaces.graph import MAX_NODES, Arg, LayerGraph, Node, behind
@@ -41,7 +41,7 @@ class GraphSpace(Space[LayerGraph]):
     and `regenerate` (see `mutations`) work on live nodes alone, so that graphs grow, up to `nodes` of them, and shrink.
     What is invalid, or cannot be done, is drawn again.
 
-    With `edge_parameters`, 0 to so many random edges (see `edges`) have a trainable vector of their own: a value `a` is
+    With `edge_parameters`, 0 to so many random edges (see `trainable_edges`) have a trainable vector: a value `a` is
     used there as `mul(v1, a)`, with v1 per channel from 1, so that it changes nothing at the start. How many is drawn
     uniformly, then which; a mutation or a crossover works on the graph without them and places them anew. They do not
     count against `nodes`; for `constraints` each is a node and a trainable vector like any other.
@@ -255,7 +255,7 @@ class GraphSpace(Space[LayerGraph]):
         """The nodes with parameters on random edges."""
         if not self.edge_parameters:
             return nodes
-        free = edges_from_x(nodes)
+        free = trainable_edges(nodes)
         most = min(self.edge_parameters, len(free), MAX_NODES - len(nodes))
         count = int(rng.integers(most + 1))
         return with_parameters(nodes, [free[k] for k in rng.choice(len(free), count, replace=False)])

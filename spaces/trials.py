@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from normact.spaces.edges import Edge, edges_from_x, with_parameters, without_parameters
+from normact.spaces.edges import Edge, trainable_edges, with_parameters, without_parameters
 from normact.spaces.graph import LayerGraph, Node, behind
 from normact.spaces.mutations import Nodes, Vocabulary
 from normact.spaces.ops import OPS
@@ -44,7 +44,7 @@ class TrialForm:
             nodes.append(Node(op, tuple(picks[: OPS[op].arity])))
         graph = LayerGraph(tuple(nodes), self.affine)
         graph = graph if graph.reaches_x else _made_to_reach_x(graph)
-        chosen = {*self._edges(trial)} & {*edges_from_x(graph.nodes)}
+        chosen = {*self._edges(trial)} & {*trainable_edges(graph.nodes)}
         return LayerGraph(with_parameters(graph.nodes, chosen), self.affine)
 
     def parameters(self, candidate: LayerGraph) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normact.spaces import GraphLayer, GraphSpace, LayerGraph, parse
-from normact.spaces.edges import Edge, edges, edges_from_x, source, with_parameters, without_parameters
+from normact.spaces.edges import Edge, edges, source, trainable_edges, with_parameters, without_parameters
 
 TAME = ("add", "mul", "max", "sub", "neg", "tanh", "sigmoid", "abs", "batch_mean", "group_rms")
 SPACE = GraphSpace(TAME, nodes=7, inputs=("x", "zero", "v0"))
@@ -17,7 +17,7 @@ SPACE = GraphSpace(TAME, nodes=7, inputs=("x", "zero", "v0"))
 def placed(draw):
     """Nodes, dead ones among them, and some of the edges that may have a parameter."""
     nodes = SPACE.sample(np.random.default_rng(draw(st.integers(0, 2**32 - 1)))).nodes
-    return nodes, draw(st.sets(st.sampled_from(edges_from_x(nodes)), max_size=4))
+    return nodes, draw(st.sets(st.sampled_from(trainable_edges(nodes)), max_size=4))
 
 
 def graph(nodes):
@@ -59,7 +59,7 @@ def test_what_was_placed_is_found_and_taken_away(case):
 def test_edges_with_parameters_are_live_and_see_x(case):
     """By another reading: the graph that ends at the value reaches x, and without its node the output is another."""
     nodes, _ = case
-    found = edges_from_x(nodes)
+    found = trainable_edges(nodes)
     assert set(found) <= set(edges(nodes))
     live = LayerGraph(nodes).live
     for edge in edges(nodes):
@@ -67,6 +67,16 @@ def test_edges_with_parameters_are_live_and_see_x(case):
         reaches = LayerGraph(nodes[: value + 1]).reaches_x if isinstance(value, int) else value == "x"
         assert reaches == (edge in found)
         assert edge.position in live or edge == Edge(len(nodes), 0)
+
+
+def test_edges_on_which_a_parameter_would_have_no_effect_have_none():
+    for text, expected in (
+        ("add(x, zeros(x))", [Edge(1, 0), Edge(2, 0)]),
+        ("mul(x, ones(tanh(x)))", [Edge(0, 0), Edge(2, 0), Edge(2, 1), Edge(3, 0)]),
+        ("add(x, exp(zero))", [Edge(1, 0), Edge(2, 0)]),
+        ("add(x, mul(v0, s1))", [Edge(1, 0), Edge(2, 0)]),
+    ):
+        assert trainable_edges(parse(text).nodes) == expected, text
 
 
 @pytest.mark.parametrize(

@@ -142,8 +142,11 @@ def test_mutations_have_equal_odds(spaces, monkeypatch):
 
 
 def test_shallow_samples_have_two_forms_at_equal_odds_and_any_number_of_parameters():
-    """4,000 draws: a standard error of 0.8 points for halves, 1 for the quarters of a half."""
-    space = space_of(compose_config(["space=pangaea"]))
+    """4,000 draws: a standard error of 0.8 points for halves, 1 for the quarters of a half.
+
+    Without the ops that do not use their argument, as a graph that has them has fewer edges to train.
+    """
+    space = space_of(compose_config(["space=pangaea", "space.constraints.barred=[zeros,ones]"]))
     forms, counts, ops = Counter(), Counter(), Counter()
     for seed in range(4000):
         graph = space.sample(rng(seed))
