@@ -137,8 +137,7 @@ def proxy(setting: Setting, config: Config, plan: Plan) -> int:
     if kept.sum() < LEAST_LAYERS:
         raise InputError(
             f"only {kept.sum()} of {len(layers)} layers were trained to a skill of {plan.least:g}, and {LEAST_LAYERS} "
-            "are needed; "
-            "give longer --steps, or more --candidates"
+            "are needed; give longer --steps, or more --candidates"
         )
     rows = proxy_rows({key: values[kept] for key, values in skills.items()}, true[kept])
     chosen = recommend(rows, plan.slack)

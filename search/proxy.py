@@ -13,6 +13,8 @@ from normact.spaces.errors import InputError
 
 RESAMPLES = 1000
 LEVEL = 0.95
+SLACK = 0.05
+"""Of a rank correlation: a few tens of layers tell no finer."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,11 @@ class ProxyRow:
         score: the objective.
         steps: of a training.
         seeds: trainings a candidate, whose mean counts.
-        correlation: Spearman's, over layers, with the long trainings; the mean over the choices of seeds.
+        correlation: Spearman's with the long trainings, over the better half of the layers by these; the mean over the
+            choices of seeds. A search decides among good layers: bad ones are told from them by any score.
         low, high: its 95% interval, by resampling layers.
-        unpaired: the spread between layers over the spread between seeds, for a single training.
+        overall: the correlation over all layers.
+        unpaired: the spread between layers, of the better half, over that between seeds, for a single training.
         paired: the same where layers share seeds, and what seeds do to all layers alike is taken out.
     """
 
@@ -35,6 +39,7 @@ class ProxyRow:
     correlation: float
     low: float
     high: float
+    overall: float
     unpaired: float
     paired: float
 
@@ -95,21 +100,22 @@ def proxy_rows(skills: Mapping[tuple[str, int], np.ndarray], truth: np.ndarray, 
         truth: (layers,) what long trainings on other seeds gave, larger is better.
         seed: of the resampling.
     """
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(0, len(truth), (RESAMPLES, len(truth)))
+    better = truth >= np.median(truth)
+    picks = np.random.default_rng(seed).integers(0, better.sum(), (RESAMPLES, better.sum()))
     rows = []
     for (score, steps), values in skills.items():
-        unpaired, paired = signal_to_noise(values)
+        unpaired, paired = signal_to_noise(values[better])
         for seeds in range(1, values.shape[1] + 1):
-            first = values[:, :seeds].mean(1)  # resampling layers, one choice of seeds stands for all
-            resampled = [_spearman(first[pick], truth[pick]) for pick in picks]
+            first = values[better, :seeds].mean(1)  # resampling layers, one choice of seeds stands for all
+            resampled = [_spearman(first[pick], truth[better][pick]) for pick in picks]
             low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            correlation = rank_correlation(values, truth, seeds)
-            rows.append(ProxyRow(score, steps, seeds, correlation, float(low), float(high), unpaired, paired))
+            correlation = rank_correlation(values[better], truth[better], seeds)
+            overall = rank_correlation(values, truth, seeds)
+            rows.append(ProxyRow(score, steps, seeds, correlation, float(low), float(high), overall, unpaired, paired))
     return sorted(rows, key=lambda row: (row.cost, row.score))
 
 
-def recommend(rows: Sequence[ProxyRow], slack: float = 0.02) -> ProxyRow:
+def recommend(rows: Sequence[ProxyRow], slack: float = SLACK) -> ProxyRow:
     """The cheapest row whose correlation is within `slack` of the best; of those of equal cost, the best one.
 
     Raises:
