@@ -42,7 +42,7 @@ from tests.benchmarks.gates_replay import (
     skill_at,
     top,
 )
-from tests.benchmarks.gates_study import DEPTHS, Record, study
+from tests.benchmarks.gates_study import DEPTHS, SETTING, Record, study
 
 RESULTS = Path(__file__).parent / "results"
 QUALITY_STEPS = (10, 20, 30, 50)
@@ -51,7 +51,7 @@ FACTORS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 
 def run() -> dict[str, Any]:
-    config = compose_config([])
+    config = compose_config(SETTING)
     path = RESULTS / "gates_study.jsonl"
     records = study(path)
     path.with_name(path.name + ".xz").write_bytes(lzma.compress(path.read_bytes(), preset=9))

@@ -37,6 +37,9 @@ CHECKPOINTS = (5, 10, 20, 30, 50, 100)
 ASCENTS = (0, 10, 30)
 """Training steps at which the stability gate is asked."""
 
+SETTING = ["recipe.steps=100"]
+"""Of the trainings: what was the default then."""
+
 DEPTHS = (2, 3, 4, 8)
 """Of signal propagation."""
 
@@ -66,7 +69,7 @@ def study(path: Path, count: int = GRAPHS) -> list[Record]:
     Returns:
         The records, in the order in which their graphs were sampled.
     """
-    space = search_evaluator(compose_config([])).space
+    space = search_evaluator(compose_config(SETTING)).space
     records = read(path)
     keys = {space.key(space.parse(record["graph"])) for record in records}
     missing = list(further(space, keys, max(0, count - len(records))))
@@ -80,7 +83,7 @@ _evaluator: Evaluator | None = None
 def _initialise() -> None:
     global _evaluator
     torch.set_num_threads(1)
-    _evaluator = search_evaluator(compose_config([]))
+    _evaluator = search_evaluator(compose_config(SETTING))
     observe(_evaluator.space, _evaluator.task, "bn_relu", 0)  # warm-up: no graph pays for loading
 
 

@@ -242,7 +242,7 @@ def _initialise() -> None:
 
 
 def make_evaluator() -> Evaluator:
-    return search_evaluator(compose_config(["objective=[validation_loss,accuracy]"]))
+    return search_evaluator(compose_config(["objective=[validation_loss,accuracy]", "recipe.steps=100"]))
 
 
 def _parts() -> tuple[Task, GraphSpace]:
