@@ -14,6 +14,7 @@ from normact.launch.config import compose_config, space_of
 from normact.spaces import (
     ACTIVATIONS,
     CATALOGUE,
+    OPS,
     ChannelAffine,
     GraphLayer,
     InputError,
@@ -77,7 +78,7 @@ def survives(graph, layout, dtype, runner):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["evonorm_b", "evonorm_s", "pointwise"])
+@pytest.mark.parametrize("preset", ["evonorm_b", "evonorm_s", "pointwise", "pangaea"])
 def test_random_survivors_printed_equal_the_graph_layer_without_normact(preset, tmp_path, runner):
     space = space_of(compose_config([f"space={preset}"]))
     rng = np.random.default_rng(17)
@@ -86,7 +87,9 @@ def test_random_survivors_printed_equal_the_graph_layer_without_normact(preset, 
         graph = space.whole(space.sample(rng))
         if all(survives(graph, layout, torch.float32, runner) for layout in space.layouts):
             found[graph.key()] = graph
-    for dtype in (torch.float64, torch.float32):
+    # What is not guarded magnifies float32's rounding errors without bound where it jumps, as relu(x) / elu(x) at 0.
+    guarded = all(OPS[name].guarded for name in space.ops)
+    for dtype in (torch.float64, torch.float32) if guarded else (torch.float64,):
         # Random layers magnify rounding errors (quotients near zero): they may be ten times as large.
         count = compare_apart(found.values(), lambda graph: space.layouts, dtype, tmp_path, runner, slack=10)
         assert count == 600
