@@ -175,9 +175,14 @@ def _ledger(folder: Path, config: Config, plan: Plan) -> Ledger:
 
 
 def _study(asked: Config) -> Config:
-    """What makes it that study: where it runs does not count, and what anchors take from the data stands in them."""
-    parts = {name: part for name, part in asked.get("config", {}).items() if name not in ("run_dir", "pool", "input")}
-    return {**asked, "config": parts}
+    """What makes it that study: where it runs does not count, nor how it is judged; what anchors take from the data
+    stands in them.
+    """
+    left_out = {"config": ("run_dir", "pool", "input"), "plan": ("slack", "least")}
+    return {
+        part: {name: value for name, value in asked.get(part, {}).items() if name not in names}
+        for part, names in left_out.items()
+    }
 
 
 def _layers(seed: int, evaluator: Evaluator, count: int, ledger: Ledger) -> list[tuple[str, Any]]:

@@ -40,6 +40,10 @@ def test_a_study_trains_all_prints_a_table_and_goes_on_without_repeating(tmp_pat
     assert proxy() == 0
     assert json.loads((tmp_path / "run/proxy.json").read_text()) == data
     assert trainings() == (data["of"] * 5, 0)
+    assert proxy("--slack", "1") == 0
+    chosen = json.loads((tmp_path / "run/proxy.json").read_text())["recommended"]
+    assert (chosen["steps"], chosen["seeds"]) == (4, 1), "with so much slack the cheapest is enough"
+    assert trainings() == (data["of"] * 5, 0)
 
 
 def test_another_study_in_the_same_folder_is_refused(tmp_path, capsys):
