@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from normact.launch import picture, run_folder
-from normact.launch.checks import Check, failures, table
+from normact.launch import run_folder
 from normact.launch.config import search_evaluator
-from normact.launch.formats import CURVES, FORMATS, Export, Place, check_target, pointwise
+from normact.launch.exports import picture
+from normact.launch.exports.checks import Check, failures, table
+from normact.launch.exports.formats import CURVES, FORMATS, Export, Place, check_target, pointwise
+from normact.launch.exports.printing import check_layer, compare, printed, source_of
 from normact.launch.plot import plot
-from normact.launch.printing import check_layer, compare, printed, source_of
 from normact.launch.setting import Setting
 from normact.search.evaluate import Evaluator
 from normact.search.history import History

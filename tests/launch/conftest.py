@@ -2,8 +2,8 @@
 
 import pytest
 
-from normact.launch import checks
-from normact.launch.checks import COMPILE, ONNXRUNTIME, PROGRAM
+from normact.launch.exports import checks
+from normact.launch.exports.checks import COMPILE, ONNXRUNTIME, PROGRAM
 from normact.launch.main import main
 
 TINY = [

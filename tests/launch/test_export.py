@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from normact.launch.export import Target, export
-from normact.launch.printing import compare, printed
+from normact.launch.exports.printing import compare, printed
 from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, ActBenchSpace, GraphSpace, InputError, parse
 from normact.spaces.kan.space import KanSpace
 

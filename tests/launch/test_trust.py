@@ -27,9 +27,15 @@ RUNS_DATA = {
 
 ALLOWED = {
     ("launch/ray_worker.py", "pickle.loads"): "a worker unpickles the factory that its own driver sent",
-    ("launch/printing.py", "spec.loader.exec_module"): "the file that it has itself just written from our space",
-    ("launch/checks.py", "pickle.load"): "the bytes that the check itself has just pickled, of the exported layer",
-    ("launch/checks.py", "torch.compile"): "compiles the exported layer; runs no text of others",
+    (
+        "launch/exports/printing.py",
+        "spec.loader.exec_module",
+    ): "the file that it has itself just written from our space",
+    (
+        "launch/exports/checks.py",
+        "pickle.load",
+    ): "the bytes that the check itself has just pickled, of the exported layer",
+    ("launch/exports/checks.py", "torch.compile"): "compiles the exported layer; runs no text of others",
     ("spaces/body.py", "self.call"): "a method that prints a call",
     ("spaces/swap/rewrite.py", "compile"): "the forward that torch.fx printed of a model already in this process",
     ("spaces/swap/rewrite.py", "exec"): "the same",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
-from normact.launch.programs import ONNX, missing, onnx_of, program_of
+from normact.launch.exports.programs import ONNX, missing, onnx_of, program_of
 from normact.spaces.fingerprint import probe_batch
 from normact.spaces.site import Site
 

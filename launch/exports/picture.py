@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from normact.launch.layered import Arrow, Vertex, layered
+from normact.launch.exports.layered import Arrow, Vertex, layered
 from normact.spaces.graph import LayerGraph
 from normact.spaces.inputs import is_input
 from normact.spaces.layer import GraphLayer

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from normact.launch import picture
-from normact.launch.checks import first_line
-from normact.launch.printing import Factory, source_of
-from normact.launch.programs import ONNX, missing, onnx_of, program_of
-from normact.launch.tex import tex
+from normact.launch.exports import picture
+from normact.launch.exports.checks import first_line
+from normact.launch.exports.printing import Factory, source_of
+from normact.launch.exports.programs import ONNX, missing, onnx_of, program_of
+from normact.launch.exports.tex import tex
 from normact.spaces.errors import InputError
 from normact.spaces.fingerprint import probe_batch
 from normact.spaces.graph import LayerGraph

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from normact.launch.layered import layered, spread
+from normact.launch.exports.layered import layered, spread
 from normact.spaces import CATALOGUE, EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, parse
 
 SPACE = GraphSpace([*EVONORM_POINTWISE, *EVONORM_MOMENTS], nodes=14)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from normact.launch.checks import (
+from normact.launch.config import compose_config, space_of
+from normact.launch.exports.checks import (
     CHECKS,
     COMPILE,
     ONNXRUNTIME,
@@ -18,8 +19,7 @@ from normact.launch.checks import (
     table,
     worst,
 )
-from normact.launch.config import compose_config, space_of
-from normact.launch.printing import check_layer, printed, subject_at
+from normact.launch.exports.printing import check_layer, printed, subject_at
 from normact.search.gates import Pass, Probe, ScreenContext
 from normact.spaces import EVONORM_MOMENTS, EVONORM_POINTWISE, GraphSpace, Site
 from normact.spaces.kan.space import KanSpace

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normact.launch.checks import Check, Subject, difference, run_checks, worst
+from normact.launch.exports.checks import Check, Subject, difference, run_checks, worst
 from normact.launch.guard import theirs
 from normact.spaces.errors import InputError
 from normact.spaces.site import Site

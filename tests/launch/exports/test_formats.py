@@ -12,11 +12,11 @@ import pytest
 import torch
 from matplotlib.mathtext import MathTextParser
 
-from normact.launch import formats
-from normact.launch.checks import CHECKS, COMPILE, ONNXRUNTIME, PROGRAM
 from normact.launch.export import Target, export
-from normact.launch.formats import Place
-from normact.launch.tex import tex
+from normact.launch.exports import formats
+from normact.launch.exports.checks import CHECKS, COMPILE, ONNXRUNTIME, PROGRAM
+from normact.launch.exports.formats import Place
+from normact.launch.exports.tex import tex
 from normact.spaces import CATALOGUE, EVONORM_MOMENTS, EVONORM_POINTWISE, GraphLayer, GraphSpace, InputError, Op
 from normact.spaces.kan.space import KanSpace
 from normact.spaces.ops import OPS

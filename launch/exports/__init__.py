@@ -1,0 +1,1 @@
+"""Exported layers: printed, checked against what was searched, and written in each of the formats."""
