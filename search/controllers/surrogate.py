@@ -103,6 +103,8 @@ class Surrogate(Evolution):
         self._told += 1
         self._rows.append(self._row(member.candidate, proposal.parents))
         self._skill[member.number] = skill
+        if len(self._skill) > 2 * len(self._rows):  # parents of what is still open may have left the window
+            del self._skill[next(iter(self._skill))]
         if self._told >= self._due:  # what it is fitted to hangs on outcomes alone, so that a resumed run goes on alike
             self._due = self._told + max(1, round(self.refit * len(self.window)))
             self._examples = np.stack(self._rows), np.array([target_of(member) for member in self.window])

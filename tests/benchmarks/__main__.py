@@ -11,15 +11,19 @@ import json
 import operator
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from normact.launch.run_folder import versions
 from tests.benchmarks.machine import machine
+from tests.benchmarks.records import pack
 
 NAMES = (
     *("screen", "training", "engine", "pool", "scale", "gates", "kan", "kan_accuracy", "kan_functions", "layers"),
     *("controllers", "live"),
 )
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def main(names: list[str]) -> int:
@@ -30,6 +34,7 @@ def main(names: list[str]) -> int:
             return 2
         module = importlib.import_module(f"tests.benchmarks.{name}")
         figures = module.run()
+        pack(RESULTS)
         print(json.dumps({"benchmark": name, **figures, "versions": versions(), "machine": machine()}))
         missed += [f"{name}: {line}" for line in misses(figures, getattr(module, "BOUNDS", {}))]
     for line in missed:

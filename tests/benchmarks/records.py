@@ -34,9 +34,12 @@ def packed_of(path: Path) -> Path:
     return path.with_name(path.name + ".xz")
 
 
-def pack(path: Path) -> None:
-    """Write the records as the repository keeps them."""
-    packed_of(path).write_bytes(lzma.compress(path.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
+def pack(folder: Path) -> None:
+    """Write all records of a folder as the repository keeps them, where they are newer than that."""
+    for path in folder.glob("*.jsonl"):
+        packed = packed_of(path)
+        if not packed.exists() or packed.stat().st_mtime < path.stat().st_mtime:
+            packed.write_bytes(lzma.compress(path.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
 
 
 def recorded(

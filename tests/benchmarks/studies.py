@@ -1,7 +1,7 @@
 """Studies: trainings of given candidates through the engine and its ledger, for hours if need be.
 
 A study's runs lie under `runs/NAME/` and go on where they were killed. What the trainings gave is kept in
-`results/NAME.jsonl` as they end, from which another machine goes on.
+`results/NAME.jsonl` as they end, and packed, from which another machine goes on.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from normact.search.outcome import Outcome
 from normact.search.rerank import Entrant, Rerank
 from normact.search.trainings import Trainings
 from normact.spaces import Space
+from tests.benchmarks.records import read
 
 RESULTS = Path(__file__).parent / "results"
 TRAIN_SECONDS = 7200.0
@@ -53,7 +54,7 @@ class Study:
     def __post_init__(self) -> None:
         self.path = RESULTS / f"{self.name}.jsonl"
         self.runs = Path("runs") / self.name
-        self.kept = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        self.kept = read(self.path)
 
     def rows(self, part: str) -> list[dict[str, Any]]:
         """What is kept of a part."""

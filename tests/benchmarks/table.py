@@ -208,5 +208,5 @@ def outcome_of(record: Record) -> Outcome:
 
 if __name__ == "__main__":
     made = study()
-    pack(PATH)
+    pack(PATH.parent)
     print(f"{len(survivors(made))} distinct functions, {sum('function' in record for record in made)} trainings")
