@@ -211,6 +211,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_search_clearly_and_it_goes_on_with_room(tmp_path, small_disk):
     command = [*NORMACT, "search", *ON_RAY, "controller=random", "budget.proposals=600", "run_dir=disk/run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)

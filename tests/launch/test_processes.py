@@ -63,7 +63,7 @@ def toy_config(tmp_path):
     return make_toy_config(tmp_path / "config")
 
 
-@pytest.mark.parametrize("pool", ["local", "ray"])
+@pytest.mark.parametrize("pool", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_space_that_is_not_of_norms_goes_all_the_way(tmp_path, toy_config, pool):
     """Search, resume, rerank, export of a `linear` space, unchanged, in both pools."""
     trust = ["--allow", "toy_parts", "--config-dir", toy_config]

@@ -93,7 +93,7 @@ def test_an_experiment_of_a_persons_own_wins_over_what_suits_its_space(tmp_path)
     assert list(config["anchor"]) == ["kan"]
     assert config["recipe"] == option("recipe", "short")
     assert config["rerank"]["baselines"] == ["gaussian"]
-    assert compose_config(["experiment=mine", "recipe=longer"], tmp_path)["recipe"]["steps"] == 150
+    assert compose_config(["experiment=mine", "recipe=longer"], tmp_path)["recipe"]["steps"] == 300
 
 
 def test_a_space_of_a_persons_own_can_choose_what_suits_it(tmp_path):
