@@ -36,7 +36,7 @@ from tests.benchmarks.records import WORKERS, read
 from tests.benchmarks.table import PATH, Table, table_config
 
 TRAININGS = 200
-SEEDS = 30
+SEEDS = 10
 CHECKPOINTS = (10, 20, 50, 100, 150, 200)
 MOST_PROPOSALS = 100_000
 OURS = {
