@@ -30,6 +30,7 @@ PERSON = Path(__file__).parent / "person"
 ON_RAY = [*TINY, "pool=ray", "pool.workers=2"]
 
 
+@pytest.mark.slow
 def test_a_persons_own_parts_work_on_ray_workers_from_another_folder(tmp_path):
     """Op, gate, controller, objective, data and model of a module beside their YAML files."""
     parts = ["space=mine", "gates=mine", "controller=mine", "objective=[accuracy,worst_class]", "data=mine"]
@@ -78,6 +79,7 @@ def test_a_space_that_is_not_of_norms_goes_all_the_way(tmp_path, toy_config, poo
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_in_the_middle_and_resumed_nothing_is_lost_or_doubled(tmp_path):
     """`kill -9` of the driver, twice, while trainings run on Ray; then the ledger against one never killed."""
