@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from scipy import stats
 
 from normact.launch.config import compose_config, controller_of, space_of, task_of
 from normact.search.budget import Budget, Limits
@@ -33,6 +32,7 @@ from normact.search.outcome import Outcome, mean_skill
 from normact.search.pool import LocalPool
 from tests.benchmarks.ask_tell import ask_tell_after
 from tests.benchmarks.records import WORKERS, read
+from tests.benchmarks.studies import interval
 from tests.benchmarks.table import PATH, Table, table_config
 
 TRAININGS = 200
@@ -127,7 +127,8 @@ def searched(name: str, seed: int) -> Run:
     table, objective = _table(seed % 2 == 1)
     table.judged.clear()
     start = time.process_time()
-    proposals = _direct(name, seed, table) if name in DIRECT else _by_engine(name, seed, table, objective)
+    search = _direct if name in DIRECT else _by_engine
+    proposals = search(name, seed, table, objective)
     seconds = time.process_time() - start
     trained = tuple(table.judged[:TRAININGS])
     return Run(trained, tuple(_truths(trained, table, objective)), proposals, round(seconds, 2))
@@ -148,9 +149,8 @@ def _by_engine(name: str, seed: int, table: Table, objective: Objective) -> int:
         return engine.funnel.proposals
 
 
-def _direct(name: str, seed: int, table: Table) -> int:
+def _direct(name: str, seed: int, table: Table, objective: Objective) -> int:
     """Optuna by itself."""
-    _, objective = _table(False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=DIRECT[name](seed), direction="maximize")
     while True:
@@ -195,18 +195,17 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         "repeats": statistics.mean(run.repeats for run in runs),
         "proposals": round(statistics.mean(run.proposals for run in runs)),
         "seconds": round(statistics.median(run.seconds for run in runs), 1),
-        "curve": {n: interval([run.truths[n - 1] for run in runs]) for n in CHECKPOINTS},
+        "curve": {n: with_interval([run.truths[n - 1] for run in runs]) for n in CHECKPOINTS},
     }
 
 
-def interval(values: Sequence[float]) -> list[float]:
-    """The mean and its 95% interval, by Student's t."""
-    mean, half = statistics.mean(values), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return [round(mean, 4), round(mean - half, 4), round(mean + half, 4)]
+def with_interval(values: Sequence[float]) -> list[float]:
+    """The mean and its 95% interval."""
+    return [round(statistics.mean(values), 4), *interval(values)]
 
 
 def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> list[float]:
     """The difference of the final truths, seed by seed: its mean and 95% interval."""
     if ours is theirs:
         return [0.0, 0.0, 0.0]
-    return interval([a.truths[-1] - b.truths[-1] for a, b in zip(ours, theirs, strict=True)])
+    return with_interval([a.truths[-1] - b.truths[-1] for a, b in zip(ours, theirs, strict=True)])

@@ -11,15 +11,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from normact.launch import commands, run_folder
+from normact.launch import run_folder
 from normact.launch.config import Config, compose_config, space_of, task_of
-from normact.launch.setting import Setting
 from normact.search.history import History
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome, mean_skill
-from tests.benchmarks.studies import PLAIN, Study, interval
+from tests.benchmarks.studies import Study, interval
 
 CONTROLLERS = ("evolution", "tpe", "random")
 SEEDS = 3
@@ -51,13 +48,7 @@ def run() -> dict[str, Any]:
 
 def search(study: Study, name: str, seed: int) -> dict[str, Any]:
     """One search: how much it did, and the best by its own scores."""
-    config = compose_config([f"controller={name}", f"seed={seed}", f"budget.minutes={MINUTES}", *PLAIN])
-    folder = study.runs / f"{name}_{seed}"
-    config["run_dir"] = str(folder)
-    setting = Setting(Console(width=140))
-    status = commands.resume(setting, folder) if folder.exists() else commands.search(setting, config)
-    if status:
-        raise SystemExit(status)
+    folder, config = study.ran(f"{name}_{seed}", [f"controller={name}", f"budget.minutes={MINUTES}"], seed=seed)
     return {"controller": name, "seed": seed, **figures(folder, config)}
 
 

@@ -19,7 +19,9 @@ def read(path: Path) -> list[Record]:
     """The records of a file, which is cut back to its whole lines: a kill may have torn the last one."""
     packed = packed_of(path)
     if not path.exists() and packed.exists():
-        path.write_bytes(lzma.decompress(packed.read_bytes()))
+        part = path.with_name(f"{path.name}.{os.getpid()}")  # several processes may read at once
+        part.write_bytes(lzma.decompress(packed.read_bytes()))
+        part.replace(path)
     if not path.exists():
         return []
     text = path.read_text()
@@ -54,6 +56,8 @@ def recorded(
         initialise: called once in each process.
         label: of what is counted, for lines of progress.
     """
+    if not jobs:
+        return
     begin = said = time.perf_counter()
     with path.open("a") as file, multiprocessing.get_context("spawn").Pool(WORKERS, initialise) as pool:
         for done, record in enumerate(pool.imap_unordered(work, jobs), start=1):

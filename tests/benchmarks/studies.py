@@ -19,7 +19,7 @@ from rich.console import Console
 from scipy import stats
 
 from normact.launch import commands, run_folder
-from normact.launch.config import compose_config, in_worker, pool_of, rerank_evaluator, space_of, task_of
+from normact.launch.config import Config, compose_config, in_worker, pool_of, rerank_evaluator, space_of, task_of
 from normact.launch.setting import Setting
 from normact.search.history import History
 from normact.search.ledger import Event, Ledger
@@ -81,6 +81,16 @@ class Study:
         """
         if done := self.rows(f"{part} done"):
             return self.rows(part)[: done[0]["rows"]]
+        folder, config = self.ran(part, overrides, starts, seed)
+        rows = outcomes_of(folder, space_of(config))
+        self.keep(part, rows)
+        self.keep(f"{part} done", [{"rows": len(rows)}])
+        return rows
+
+    def ran(
+        self, part: str, overrides: Sequence[str], starts: Sequence[str] = (), seed: int = 0
+    ) -> tuple[Path, Config]:
+        """The run folder of a search that has ended, and its config; one that was killed goes on. Args: as `search`."""
         config = compose_config([*overrides, *PLAIN, f"seed={seed}"])
         config["start_from"] = list(starts)
         folder = self.runs / part
@@ -89,10 +99,7 @@ class Study:
         status = commands.resume(setting, folder) if folder.exists() else commands.search(setting, config)
         if status:
             raise SystemExit(status)
-        rows = outcomes_of(folder, space_of(config))
-        self.keep(part, rows)
-        self.keep(f"{part} done", [{"rows": len(rows)}])
-        return rows
+        return folder, config
 
     def judge(
         self, part: str, overrides: Sequence[str], entrants: Mapping[str, str], seeds: int

@@ -2,7 +2,7 @@
 
 The space has all graphs of up to three live nodes over twelve of EvoNorm's and common operations. Each is screened by
 the shipped gates; each distinct function that passes is trained as a search would train it, gates included, under two
-seeds. `python -m tests.benchmarks.table` makes the table (it goes on where it was killed) and packs it. A search on it
+seeds. `make bench ONLY=table` makes the table; killed, it goes on where it was. A search on it
 takes milliseconds: see `Table`, which judges jobs as a pool's evaluator does.
 """
 
@@ -23,7 +23,7 @@ from normact.search.objective import Score
 from normact.search.outcome import Outcome
 from normact.search.pool import Job
 from normact.spaces import OPS, LayerGraph, Node, Space
-from tests.benchmarks.records import Record, pack, read, recorded
+from tests.benchmarks.records import Record, read, recorded
 
 OPERATIONS = (
     *("add", "mul", "div", "max", "sigmoid", "silu", "relu"),
@@ -67,6 +67,17 @@ def _grown(nodes: tuple[Node, ...], ops: Sequence[str], inputs: Sequence[str], m
 
 
 # -- making it ---------------------------------------------------------------------------------------------------------
+
+
+def run() -> dict[str, Any]:
+    records = study()
+    trained = [record for record in records if "function" in record]
+    return {
+        "graphs": sum(len(record.get("screened", ())) for record in records),
+        "functions": len(survivors(records)),
+        "trainings": len(trained),
+        "worker_hours": round(sum(record["seconds"] for record in trained) / 3600, 2),
+    }
 
 
 def study(path: Path = PATH) -> list[Record]:
@@ -204,9 +215,3 @@ def outcome_of(record: Record) -> Outcome:
     return Outcome(
         0, record["gate"], scores=scores, steps=record["steps"], seconds=seconds, device="cpu", seed=record["seed"]
     )
-
-
-if __name__ == "__main__":
-    made = study()
-    pack(PATH.parent)
-    print(f"{len(survivors(made))} distinct functions, {sum('function' in record for record in made)} trainings")
