@@ -6,6 +6,8 @@ nothing remembers for them what was trained. A run sees the trainings of one of 
 what looks best to it is the skill under the other seed, so that luck is not rewarded.
 
 A rejected function's truth is 0, a trivial model's.
+
+Killed, it goes on where it was: what each search came to is kept in `results/controllers.jsonl`.
 """
 
 from __future__ import annotations
@@ -14,9 +16,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ from normact.search.objective import Objective
 from normact.search.outcome import Outcome, mean_skill
 from normact.search.pool import LocalPool
 from tests.benchmarks.ask_tell import ask_tell_after
-from tests.benchmarks.records import WORKERS, read
+from tests.benchmarks.records import Record, read, recorded
 from tests.benchmarks.studies import interval
 from tests.benchmarks.table import PATH, Table, table_config
 
+RUNS = PATH.with_name("controllers.jsonl")
 TRAININGS = 200
-SEEDS = 10
+SEEDS = 30
 CHECKPOINTS = (10, 20, 50, 100, 150, 200)
 MOST_PROPOSALS = 100_000
 OURS = {
@@ -70,27 +72,20 @@ class Run:
     """One search on the table.
 
     Args:
-        trained: the functions that it paid for, in order.
-        truths: the truth of the best that it has seen, after each of them.
+        repeats: trainings that it paid for, of a function that it had trained before.
+        truths: the truth of the best that it had seen, after each of CHECKPOINTS trainings.
         proposals: that it made.
         seconds: of processor time.
     """
 
-    trained: tuple[str, ...]
+    repeats: int
     truths: tuple[float, ...]
     proposals: int
     seconds: float
 
-    @property
-    def repeats(self) -> int:
-        """Trainings of a function that was trained before."""
-        return len(self.trained) - len(set(self.trained))
-
 
 def run() -> dict[str, Any]:
-    jobs = [(name, seed) for seed in range(SEEDS) for name in NAMES]
-    with get_context("spawn").Pool(WORKERS) as pool:
-        found = dict(zip(jobs, pool.starmap(searched, jobs, chunksize=1), strict=True))
+    found = searches()
     runs = {name: [found[name, seed] for seed in range(SEEDS)] for name in NAMES}
     table, objective = _table(False)
     truths = sorted((truth(objective, outcome) for outcome in table.functions.values()), reverse=True)
@@ -113,6 +108,24 @@ def run() -> dict[str, Any]:
     }
 
 
+def searches() -> dict[tuple[str, int], Run]:
+    """What each controller came to under each seed."""
+    kept = {(row["name"], row["seed"]): Run(**row["run"]) for row in read(RUNS)}
+    jobs = [(name, seed) for seed in range(SEEDS) for name in NAMES if (name, seed) not in kept]
+    for row in recorded(RUNS, jobs, _record, _nothing, "searches"):
+        kept[row["name"], row["seed"]] = Run(**row["run"])
+    return kept
+
+
+def _record(job: tuple[str, int]) -> Record:
+    name, seed = job
+    return {"name": name, "seed": seed, "run": asdict(searched(name, seed))}
+
+
+def _nothing() -> None:
+    """Nothing has to be made ready in a process."""
+
+
 # -- one search --------------------------------------------------------------------------------------------------------
 
 
@@ -130,8 +143,11 @@ def searched(name: str, seed: int) -> Run:
     search = _direct if name in DIRECT else _by_engine
     proposals = search(name, seed, table, objective)
     seconds = time.process_time() - start
-    trained = tuple(table.judged[:TRAININGS])
-    return Run(trained, tuple(_truths(trained, table, objective)), proposals, round(seconds, 2))
+    trained = table.judged[:TRAININGS]
+    truths = _truths(trained, table, objective)
+    return Run(
+        len(trained) - len(set(trained)), tuple(truths[n - 1] for n in CHECKPOINTS), proposals, round(seconds, 2)
+    )
 
 
 def _by_engine(name: str, seed: int, table: Table, objective: Objective) -> int:
@@ -195,7 +211,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         "repeats": statistics.mean(run.repeats for run in runs),
         "proposals": round(statistics.mean(run.proposals for run in runs)),
         "seconds": round(statistics.median(run.seconds for run in runs), 1),
-        "curve": {n: with_interval([run.truths[n - 1] for run in runs]) for n in CHECKPOINTS},
+        "curve": {n: with_interval([run.truths[k] for run in runs]) for k, n in enumerate(CHECKPOINTS)},
     }
 
 
