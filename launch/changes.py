@@ -1,4 +1,4 @@
-"""Overrides of a run that has ended: what its rerank may change, on what was saved."""
+"""Overrides of a run that is there: what going on with it, or its rerank, may change of what was saved."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from normact.launch.config import Config, composing, input_of, plain
 from normact.launch.schema import check_form
 from normact.spaces.errors import InputError
 
-SECTIONS = ("rerank", "limits", "pool", "export")
-"""What a rerank may change: of what was searched nothing."""
+RESUME = ("budget", "rerank", "limits", "pool", "export")
+"""What may change as a search goes on: of what is searched nothing."""
+
+RERANK = ("rerank", "limits", "pool", "export", "task")
+"""What a rerank may change; also the device, for what a search on processors found may be judged on GPUs."""
 
 GROUPS = ("data@rerank.data", "anchor@rerank.anchor", "recipe@rerank.recipe", "pool")
 """The groups with an option in these sections."""
@@ -27,8 +30,10 @@ _SUITED = ("anchor", "recipe", "objective", "gates")  # groups of a search that 
 _SAVED = "saved_run"  # the primary config that takes the place of our `config.yaml`
 
 
-def changed(config: Config, overrides: Sequence[str], config_dir: Path | None = None) -> Config:
-    """A run's config, with its rerank changed by overrides such as `rerank.seeds=16` or `data@rerank.data=digits`.
+def changed(
+    config: Config, overrides: Sequence[str], config_dir: Path | None = None, sections: Sequence[str] = RERANK
+) -> Config:
+    """A run's config, changed by overrides such as `rerank.seeds=16` or `data@rerank.data=digits`.
 
     A run folder has the resolved config alone. So that is what Hydra composes the overrides onto, in the place of our
     defaults, which may have changed since. A group that is chosen replaces what the run has there; `~data@rerank.data`
@@ -37,8 +42,9 @@ def changed(config: Config, overrides: Sequence[str], config_dir: Path | None = 
 
     Args:
         config: of the run, trusted.
-        overrides: of what is in `SECTIONS`, and of `GROUPS`.
+        overrides: of what is in the sections, and of `GROUPS`.
         config_dir: a folder with further YAML files.
+        sections: what may change, `RERANK` or `RESUME`.
 
     Raises:
         InputError: an override of something else, an unknown option or setting, or a value that does not fit.
@@ -46,22 +52,22 @@ def changed(config: Config, overrides: Sequence[str], config_dir: Path | None = 
     if not overrides:
         return config
     with composing(_SAVED, overrides, config_dir) as search_path:
-        chosen = _chosen(overrides)
+        chosen = _chosen(overrides, sections)
         defaults = [*({group: None} for group in (*_SUITED, *GROUPS)), "_self_"]
-        saved = _without(chosen, config, search_path)
+        saved = _without(chosen, {name: config[name] for name in sections}, search_path)
         ConfigStore.instance().store(_SAVED, {"defaults": defaults, "input": {}, **saved})
         none = [f"{group}=[]" for group in (*_SUITED, *GROUPS) if group not in chosen]  # whatever suits the data
         composed = compose(_SAVED, [*search_path, *none, *overrides])
         held_out = OmegaConf.select(composed, "rerank.data")
         composed.input = input_of(config["data"] if held_out is None else plain(held_out), "rerank.data")
-        result = {**config, **{name: plain(composed[name]) for name in SECTIONS}}
+        result = {**config, **{name: plain(composed[name]) for name in sections}}
     check_form(result)
     return result
 
 
-def _without(chosen: set[str], config: Config, search_path: list[str]) -> Config:
+def _without(chosen: set[str], sections: Config, search_path: list[str]) -> Config:
     """What is saved of the sections, less the parts that are chosen anew; anchors as written if data are."""
-    saved: Config = copy.deepcopy({name: config[name] for name in SECTIONS})
+    saved: Config = copy.deepcopy(sections)
     if "data@rerank.data" in chosen:
         anchors = saved["rerank"].get("anchor", {})
         saved["rerank"]["anchor"] = {name: _as_written(name, anchors[name], search_path) for name in anchors}
@@ -74,18 +80,18 @@ def _without(chosen: set[str], config: Config, search_path: list[str]) -> Config
     return saved
 
 
-def _chosen(overrides: Sequence[str]) -> set[str]:
+def _chosen(overrides: Sequence[str], sections: Sequence[str]) -> set[str]:
     """The groups that overrides choose of.
 
     Raises:
-        InputError: an override is of something that a rerank does not change.
+        InputError: an override is of something that does not change.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for override in parsed:
-        if (override.package or override.key_or_group).split(".")[0] not in SECTIONS:
+        if (override.package or override.key_or_group).split(".")[0] not in sections:
             raise InputError(
-                f"a rerank changes {', '.join(f'{name}.*' for name in SECTIONS)} and {', '.join(GROUPS)} alone, got "
-                f"{override.input_line!r}; start another search for that"
+                f"a run that is there changes in {', '.join(f'{name}.*' for name in sections)} and "
+                f"{', '.join(GROUPS)} alone, got {override.input_line!r}; start another search for that"
             )
     return {key for override in parsed if (key := override.get_key_element().lstrip("+~")) in GROUPS}
 

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from normact.launch import report, run_folder
-from normact.launch.changes import changed
+from normact.launch.changes import RESUME, changed
 from normact.launch.config import (
     Config,
     budget_of,
@@ -63,11 +63,17 @@ def search(setting: Setting, config: Config) -> int:
     return _after(setting, config, folder, evaluator, finished)
 
 
-def resume(setting: Setting, folder: Path) -> int:
-    """`normact resume`: go on with a run that was stopped or killed, under the same config and numbers."""
+def resume(setting: Setting, folder: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> int:
+    """`normact resume`: go on with a run that was stopped or killed, or that ended and gets a larger budget.
+
+    The config and the numbers are those of the run; overrides change its budget, pool or rerank for once.
+
+    Raises:
+        InputError: the run cannot be read, or see `changed`.
+    """
     with run_folder.open_ledger(folder, write=True) as ledger:
         History(ledger).check()
-        config = run_folder.trusted_config(folder, setting.allow)
+        config = changed(run_folder.trusted_config(folder, setting.allow), overrides, config_dir, RESUME)
         evaluator = checked_evaluator(setting, config)
         check_rerank(setting, config, evaluator.space)
         kept = ledger.meta("starts")

@@ -53,7 +53,7 @@ def _run(console: Console, options: argparse.Namespace) -> int:
             plan = proxy_study.plan_of(options)
             return proxy_study.proxy(setting, compose_config(options.overrides, options.config_dir), plan)
         case "resume":
-            return commands.resume(setting, options.run_dir)
+            return commands.resume(setting, options.run_dir, options.overrides, options.config_dir)
         case "rerank":
             return commands.rerank(setting, options.run_dir, options.overrides, options.config_dir)
         case "show":
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--config-dir", type=Path, help="a folder with YAML files and modules of your own")
 
     for name, text in (
-        ("resume", "go on with a run that was stopped or killed"),
+        ("resume", "go on with a run that was stopped or killed, or give it a larger budget"),
         ("show", "the best layers, the funnel with its costs, the rerank"),
         ("rerank", "train the best finds and baselines on fresh seeds"),
         (
@@ -119,8 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "show":
             show.add_options(sub)
-        if name == "rerank":
-            sub.add_argument("overrides", nargs="*", help="Hydra overrides of rerank, such as rerank.seeds=16")
+        if name in ("resume", "rerank"):
+            sub.add_argument("overrides", nargs="*", help="Hydra overrides: budget.minutes=60, rerank.seeds=16")
         if name == "export":
             export.add_options(sub)
         if name == "curves":

@@ -20,7 +20,7 @@ from tests.benchmarks.records import pack
 
 NAMES = (
     *("screen", "training", "engine", "pool", "scale", "gates", "kan", "kan_accuracy", "kan_functions", "layers"),
-    *("table", "controllers", "live"),
+    *("table", "controllers", "live", "winners"),
 )
 
 RESULTS = Path(__file__).parent / "results"

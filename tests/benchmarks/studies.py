@@ -37,7 +37,7 @@ PLAIN = (
     f"limits.train_seconds={TRAIN_SECONDS}",
     "pool.workers=2",
 )
-"""Of every run here: it searches, and we do the rest."""
+"""Of every run here, unless overrides say otherwise: it searches, and we do the rest."""
 
 
 @dataclass
@@ -88,15 +88,19 @@ class Study:
         return rows
 
     def ran(
-        self, part: str, overrides: Sequence[str], starts: Sequence[str] = (), seed: int = 0
+        self, part: str, overrides: Sequence[str], starts: Sequence[str] = (), seed: int = 0, again: Sequence[str] = ()
     ) -> tuple[Path, Config]:
-        """The run folder of a search that has ended, and its config; one that was killed goes on. Args: as `search`."""
-        config = compose_config([*overrides, *PLAIN, f"seed={seed}"])
+        """The run folder of a search that has ended, and its config; one that was killed goes on.
+
+        Args: as `search`, and
+            again: overrides for going on.
+        """
+        config = compose_config([*PLAIN, *overrides, f"seed={seed}"])
         config["start_from"] = list(starts)
         folder = self.runs / part
         config["run_dir"] = str(folder)
         setting = Setting(Console(width=140))
-        status = commands.resume(setting, folder) if folder.exists() else commands.search(setting, config)
+        status = commands.resume(setting, folder, again) if folder.exists() else commands.search(setting, config)
         if status:
             raise SystemExit(status)
         return folder, config
@@ -105,7 +109,7 @@ class Study:
         self, part: str, overrides: Sequence[str], entrants: Mapping[str, str], seeds: int
     ) -> dict[str, list[Outcome]]:
         """Train entrants (name to text) on fresh seeds, paired, and test them: the outcomes of each, by seed."""
-        config = compose_config([*overrides, *PLAIN])
+        config = compose_config([*PLAIN, *overrides])
         config["rerank"]["anchor"], config["rerank"]["recipe"] = config["anchor"], config["recipe"]
         space = space_of(config)
         candidates = {name: space.to_json(space.parse(text)) for name, text in entrants.items()}

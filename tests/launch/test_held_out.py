@@ -174,7 +174,7 @@ def test_an_anchor_that_is_no_option_stays_as_it_is(saved, mine, name):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["seed=3"], r"a rerank changes rerank\.\*.* alone, got 'seed=3'"),
+        (["seed=3"], r"changes in rerank\.\*.* alone, got 'seed=3'"),
         (["data=fashion_mnist"], "alone, got 'data=fashion_mnist'"),
         (["anchor=[deep_resnet]"], "alone, got 'anchor="),
         (["space.nodes=3"], "alone, got 'space.nodes=3'"),

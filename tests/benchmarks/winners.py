@@ -1,0 +1,111 @@
+"""Long searches of the spaces of graphs, and their finalists beside known layers, on data that no search saw.
+
+One search a space, by evolution from the known layers of its kind, on digits; the finalists and known layers are then
+judged on digits and on Fashion-MNIST, on other networks than those that searched. On a machine with a GPU the latter
+trains there. Killed, it goes on where it was; what each run knows is kept packed, so that another machine goes on too.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from normact.launch import commands, run_folder
+from normact.launch.config import Config, task_of
+from normact.launch.setting import Setting
+from normact.launch.standings import standings_of
+from normact.search.history import History
+from normact.search.objective import Objective
+from normact.search.outcome import mean_skill
+from tests.benchmarks.studies import RESULTS, Study
+
+STARTS = {
+    "evonorm_b": ("bn_relu", "bn_silu", "bn_crrelu", "evonorm_b0", "evonorm_b1", "evonorm_b2"),
+    "evonorm_s": ("gn_relu", "gn_silu", "frn_tlu", "evonorm_s0", "evonorm_s1", "evonorm_s2"),
+    "pointwise": ("relu(x)", "silu(x)", "gelu(x)", "elu(x)", "softplus(x)", "max(mul(v0, x), x)"),
+}
+WORKERS = os.cpu_count() or 1
+MINUTES = 3.4
+"""Of search, a space, all sessions together; what is larger than what was done makes a search go on."""
+SEARCH = (
+    "race.seeds=3",
+    "rerank.finalists=6",
+    "rerank.baselines=[bn_relu,bn_silu,bn_crrelu,gn_relu,evonorm_b0,evonorm_s0]",
+)
+GPU = (f"pool.gpus_per_worker={0.99 / WORKERS:.4f}", "task.device=cuda") if torch.cuda.is_available() else ()
+JUDGED_ON: dict[str, tuple[str, ...]] = {
+    "digits": (),
+    "fashion_mnist": ("data@rerank.data=fashion_mnist", "limits.train_seconds=1800", *GPU),
+}
+
+
+def run() -> dict[str, Any]:
+    study = Study("winners")
+    found = {space: searched(study, space) for space in STARTS}
+    for overrides in JUDGED_ON.values():
+        for folder, _ in found.values():
+            judge(folder, overrides)
+            keep(folder)
+    return {"workers": WORKERS, "spaces": {space: figures(*of) for space, of in found.items()}}
+
+
+def searched(study: Study, space: str) -> tuple[Path, Config]:
+    """The run folder of a space's search, and its config."""
+    folder = study.runs / space
+    if not folder.exists() and packed(folder).exists():
+        with tarfile.open(packed(folder)) as archive:
+            archive.extractall(folder.parent, filter="data")
+    here = [f"budget.minutes={MINUTES}", f"pool.workers={WORKERS}"]
+    ran = study.ran(space, [f"space={space}", *here, *SEARCH], STARTS[space], again=here)
+    keep(folder)
+    return ran
+
+
+def packed(folder: Path) -> Path:
+    """A run as the repository keeps it."""
+    return RESULTS / f"{folder.parent.name}_{folder.name}.tar.xz"
+
+
+def keep(folder: Path) -> None:
+    """Pack a run's config and ledger."""
+    part = packed(folder).with_suffix(".part")
+    with tarfile.open(part, "w:xz") as archive:
+        for name in (run_folder.CONFIG, run_folder.VERSIONS, run_folder.LEDGER):
+            archive.add(folder / name, f"{folder.name}/{name}")
+    part.replace(packed(folder))
+
+
+def judge(folder: Path, overrides: tuple[str, ...]) -> None:
+    """The rerank of a run; what was trained is not trained again."""
+    workers = f"pool.workers={WORKERS}"
+    if status := commands.rerank(Setting(Console(width=160)), folder, [*overrides, workers], None):
+        raise SystemExit(status)
+
+
+def figures(folder: Path, config: Config) -> dict[str, Any]:
+    objective = task_of(config).objective()
+    with run_folder.open_ledger(folder) as ledger:
+        history = History(ledger)
+        outcomes = [outcome for outcome in history.outcomes.values() if outcome.same_as is None]
+        return {
+            "proposals": history.funnel.proposals,
+            "trained": sum(outcome.steps > 0 for outcome in outcomes),
+            "accepted": sum(outcome.accepted for outcome in outcomes),
+            "worker_hours": round(sum(sum(outcome.seconds.values()) for outcome in outcomes) / 3600, 2),
+            "starts": starts(history, objective),
+            "reranks": [standings.to_json() for standings in standings_of(ledger, config)],
+        }
+
+
+def starts(history: History, objective: Objective) -> dict[str, float]:
+    """The skill of each layer that the search started from, by the scores of the search."""
+    return {
+        history.record(outcome.number).origin: round(mean_skill(objective, outcome), 4)
+        for outcome in history.outcomes.values()
+        if outcome.accepted and outcome.number < len(STARTS["evonorm_b"])
+    }
