@@ -20,14 +20,15 @@ from normact.launch.config import Config, task_of
 from normact.launch.setting import Setting
 from normact.launch.standings import standings_of
 from normact.search.history import History
+from normact.search.ledger import Ledger
 from normact.search.objective import Objective
 from normact.search.outcome import mean_skill
 from tests.benchmarks.studies import RESULTS, Study
 
 STARTS = {
-    "evonorm_b": ("bn_relu", "bn_silu", "bn_crrelu", "evonorm_b0", "evonorm_b1", "evonorm_b2"),
-    "evonorm_s": ("gn_relu", "gn_silu", "frn_tlu", "evonorm_s0", "evonorm_s1", "evonorm_s2"),
-    "pointwise": ("relu(x)", "silu(x)", "gelu(x)", "elu(x)", "softplus(x)", "max(mul(v0, x), x)"),
+    "evonorm_b": ("bn_relu", "bn_silu", "bn_crrelu", "evonorm_b0"),
+    "evonorm_s": ("gn_relu", "gn_silu", "evonorm_s0"),
+    "pointwise": ("relu(x)", "silu(x)"),
 }
 WORKERS = os.cpu_count() or 1
 MINUTES = 3.4
@@ -35,7 +36,7 @@ MINUTES = 3.4
 SEARCH = (
     "race.seeds=3",
     "rerank.finalists=6",
-    "rerank.baselines=[bn_relu,bn_silu,bn_crrelu,gn_relu,evonorm_b0,evonorm_s0]",
+    "rerank.baselines=[bn_relu,bn_silu,bn_crrelu,gn_relu,gn_silu,evonorm_b0,evonorm_s0]",
 )
 GPU = (f"pool.gpus_per_worker={0.99 / WORKERS:.4f}", "task.device=cuda") if torch.cuda.is_available() else ()
 JUDGED_ON: dict[str, tuple[str, ...]] = {
@@ -97,15 +98,19 @@ def figures(folder: Path, config: Config) -> dict[str, Any]:
             "trained": sum(outcome.steps > 0 for outcome in outcomes),
             "accepted": sum(outcome.accepted for outcome in outcomes),
             "worker_hours": round(sum(sum(outcome.seconds.values()) for outcome in outcomes) / 3600, 2),
-            "starts": starts(history, objective),
+            "starts": starts(ledger, history, objective),
             "reranks": [standings.to_json() for standings in standings_of(ledger, config)],
         }
 
 
-def starts(history: History, objective: Objective) -> dict[str, float]:
-    """The skill of each layer that the search started from, by the scores of the search."""
+def starts(ledger: Ledger, history: History, objective: Objective) -> dict[str, float]:
+    """The skill of each layer that the search started from, by the scores of the search: they are its first proposals.
+
+    One that a gate rejected is left out.
+    """
+    origins = [origin for _, origin in ledger.meta("starts")]
+    first = [history.outcomes.get(number) for number in range(len(origins))]
+    found = zip(origins, first, strict=True)
     return {
-        history.record(outcome.number).origin: round(mean_skill(objective, outcome), 4)
-        for outcome in history.outcomes.values()
-        if outcome.accepted and outcome.number < len(STARTS["evonorm_b"])
+        origin: round(mean_skill(objective, outcome), 4) for origin, outcome in found if outcome and outcome.accepted
     }
