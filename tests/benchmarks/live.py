@@ -20,7 +20,7 @@ from tests.benchmarks.studies import Study, interval
 
 CONTROLLERS = ("evolution", "tpe", "random")
 SEEDS = 3
-MINUTES = 4
+MINUTES = 3
 FRESH_SEEDS = 8
 KNOWN = ("bn_relu", "bn_silu", "evonorm_b0", "evonorm_s0", "gn_relu")
 JUDGED_ON = {"searched": (), "other": ("anchor=[inverted_residual,token_transformer]", "recipe=longer")}
