@@ -21,7 +21,7 @@ from optuna.samplers import (
     TPESampler,
 )
 from optuna.study import StudyDirection
-from optuna.trial import FixedTrial, TrialState, create_trial
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from normact.search.controllers.base import Controller, Start
 from normact.search.controllers.evolution import skills_by_anchor
@@ -61,8 +61,9 @@ class OptunaSearch(Controller):
         start_from: see `Controller`.
         sampler: of Optuna; it is copied. Its own seed does not matter.
         anchors: `mean` or `each`.
-        rejected: how rejected candidates are told: as failed (`fail`), which samplers do not see, or as the worst
-            that any accepted one had, and no better than trivial (`worst`).
+        rejected: how rejected candidates are told: as failed (`fail`), which samplers do not see; as the worst that
+            any accepted one had, and no better than trivial (`worst`); or as that and as violations of a constraint
+            (`constraint`), for samplers that know constraints.
         max_repeats: suggestions in a row that may be known.
         window: most completed trials that the sampler sees.
 
@@ -83,7 +84,7 @@ class OptunaSearch(Controller):
         *,
         sampler: BaseSampler,
         anchors: Literal["mean", "each"] = "mean",
-        rejected: Literal["fail", "worst"] = "fail",
+        rejected: Literal["fail", "worst", "constraint"] = "worst",
         max_repeats: int = 20,
         window: int = 2000,
     ) -> None:
@@ -92,8 +93,10 @@ class OptunaSearch(Controller):
             raise InputError(f"max_repeats must be at least 0 and window at least 1, got {max_repeats} and {window}")
         if anchors not in ("mean", "each"):
             raise InputError(f"anchors must be mean or each, got {anchors!r}")
-        if rejected not in ("fail", "worst"):
-            raise InputError(f"rejected must be fail or worst, got {rejected!r}")
+        if rejected not in ("fail", "worst", "constraint"):
+            raise InputError(f"rejected must be fail, worst or constraint, got {rejected!r}")
+        if rejected == "constraint" and not hasattr(FrozenTrial, "constraints"):
+            raise InputError(f"rejected=constraint needs Optuna 5 or newer, got {optuna.__version__}; use worst or fail")
         if not isinstance(sampler, BaseSampler):
             raise InputError(f"sampler must be one of Optuna's, such as TPESampler(), got {sampler!r}")
         check_suits(sampler, space, objectives, anchors)
@@ -109,7 +112,7 @@ class OptunaSearch(Controller):
         self._worst: list[float] = [0.0] * len(directions) if anchors == "mean" else []
         self._device = ""  # scores of other kinds of device are not compared with those of the first
         self._first: dict[str, int] = {}  # of a key: the number of its first proposal
-        self._values: dict[int, Values | None] = {}  # of proposals that were told; None for rejected
+        self._values: dict[int, Values | None] = {}  # of proposals that were told, see `_values_of`
         self._trials: dict[int, list[int]] = {}  # of open proposals: the trials that wait for the outcome
 
     # -- proposing ---------------------------------------------------------------------------------------------
@@ -190,9 +193,11 @@ class OptunaSearch(Controller):
             self._tell(trial, values)
 
     def _values_of(self, outcome: Outcome) -> Values | None:
-        """What an outcome means to the study; None where it was rejected or cannot be compared."""
-        if not outcome.accepted or outcome.device != (self._device or outcome.device):
+        """What an outcome means to the study; None where it was rejected, nothing where it cannot be compared."""
+        if not outcome.accepted:
             return None
+        if outcome.device != (self._device or outcome.device):
+            return ()
         skills = [list(skills_by_anchor(objective, outcome).values()) for objective in self.objectives]
         if self.anchors == "mean":
             values = tuple(sum(of_one) / len(of_one) if of_one else -math.inf for of_one in skills)
@@ -203,7 +208,7 @@ class OptunaSearch(Controller):
         self._device = outcome.device
         if not self._worst:
             self._have_values(len(values))
-        return values if len(values) == len(self._worst) else None
+        return values if len(values) == len(self._worst) else ()
 
     def _have_values(self, count: int) -> None:
         """From now on trials have so many values."""
@@ -222,10 +227,13 @@ class OptunaSearch(Controller):
             self._tell(trial, None if first is None else self._values.get(first))
 
     def _tell(self, trial: int, values: Values | None) -> None:
+        violation = 0.0 if values else 1.0
         if values:
             self._worst = [min(pair) for pair in zip(self._worst, values, strict=True)]
-        elif self.rejected == "worst" and self._worst:
+        elif values is None and self.rejected != "fail" and self._worst:
             values = tuple(self._worst)
+        if self.rejected == "constraint":
+            self.storage.set_trial_system_attr(trial, "constraints", [violation])
         if values:
             self.study.tell(trial, values)
         else:

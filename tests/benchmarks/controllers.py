@@ -52,10 +52,9 @@ OURS = {
     "nsga2": ["controller=nsga2"],
 }
 VARIANTS = {
-    "tpe_rejected_worst": ["controller=tpe", "controller.rejected=worst"],
-    "nsga2_rejected_worst": ["controller=nsga2", "controller.rejected=worst"],
-    "tpe_window_100": ["controller=tpe", "controller.window=100"],
-    "nsga2_window_100": ["controller=nsga2", "controller.window=100"],
+    f"{name}_{setting}_{value}": [f"controller={name}", f"controller.{setting}={value}"]
+    for name in ("tpe", "nsga2")
+    for setting, value in (("rejected", "fail"), ("rejected", "constraint"), ("window", 100))
 }
 DIRECT: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "optuna_random": lambda seed: optuna.samplers.RandomSampler(seed),

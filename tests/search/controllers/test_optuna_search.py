@@ -14,8 +14,9 @@ from tests.conformance.controller import COST, LOSS
 from tests.toy import Choice, Plane, ToySpace
 
 
-def search(space, *objectives, sampler=None, **settings):
-    return OptunaSearch(space, objectives or [LOSS], 0, sampler=sampler or RandomSampler(), **settings)
+def search(space, *objectives, sampler=None, rejected="fail", **settings):
+    sampler = sampler or RandomSampler()
+    return OptunaSearch(space, objectives or [LOSS], 0, sampler=sampler, rejected=rejected, **settings)
 
 
 def accepted(number, a=0.5, b=0.5):
@@ -92,7 +93,7 @@ def test_a_duplicate_is_told_what_the_first_one_was():
     assert [trial.values for trial in controller.study.trials] == [[pytest.approx(0.8)]] * 3
 
 
-@pytest.mark.parametrize("rejected", ["fail", "worst"])
+@pytest.mark.parametrize("rejected", ["fail", "worst", "constraint"])
 def test_rejected_candidates_are_told_as_asked(rejected):
     controller = search(Plane(), rejected=rejected)
     for _ in range(5):
@@ -103,12 +104,26 @@ def test_rejected_candidates_are_told_as_asked(rejected):
     controller.tell(3, Outcome(3, "probe", "no"))
     controller.tell(4, accepted(4, float("nan"), 0.5))
     values = [trial.value for trial in of(controller.study)]
-    expected = [0.8, 0.0, -0.7, -0.7, -0.7] if rejected == "worst" else [0.8, -0.7]
+    expected = [0.8, -0.7] if rejected == "fail" else [0.8, 0.0, -0.7, -0.7, -0.7]
     assert values == pytest.approx(expected)
+    violated = [list(trial.constraints.values()) for trial in of(controller.study)]
+    assert violated == ([[0], [1], [0], [1], [1]] if rejected == "constraint" else [[]] * len(values))
 
 
-def test_scores_of_another_kind_of_device_are_not_compared():
-    controller = search(Plane())
+@pytest.mark.parametrize("sampler", [TPESampler(n_startup_trials=4), NSGAIISampler(population_size=4)])
+def test_samplers_avoid_what_violates(sampler):
+    """All values are the same here: nothing but the violations says where to go."""
+    controller = search(Plane(), sampler=sampler, rejected="constraint")
+    outside = []
+    for number in range(120):
+        outside.append(controller.ask().candidate[0] > 0)
+        controller.tell(number, Outcome(number, "probe", "no") if outside[-1] else accepted(number, 1.0, 1.0))
+    assert sum(outside[40:]) < 25
+
+
+@pytest.mark.parametrize("rejected", ["fail", "worst"])
+def test_scores_of_another_kind_of_device_are_not_compared(rejected):
+    controller = search(Plane(), rejected=rejected)
     for number, device in enumerate(["cpu", "NVIDIA H100", "cpu"]):
         controller.ask()
         controller.tell(number, Outcome(number, scores=accepted(0).scores, device=device))
@@ -208,7 +223,7 @@ def test_a_damaged_note_is_said_in_one_line(note):
         ({"window": 0}, "window at least 1, got 20 and 0"),
         ({"max_repeats": -1}, "max_repeats must be at least 0"),
         ({"anchors": "all"}, "anchors must be mean or each, got 'all'"),
-        ({"rejected": "no"}, "rejected must be fail or worst, got 'no'"),
+        ({"rejected": "no"}, "rejected must be fail, worst or constraint, got 'no'"),
         ({"sampler": "tpe"}, "sampler must be one of Optuna's"),
         ({"sampler": CmaEsSampler()}, "CmaEsSampler draws numbers alone, but ToySpace has .* such as basis"),
     ],
