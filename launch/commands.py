@@ -31,7 +31,7 @@ from normact.launch.config import (
 )
 from normact.launch.interrupt import stop_on_interrupt
 from normact.launch.progress import search_progress
-from normact.launch.reranking import check_rerank, grid_of, run_rerank
+from normact.launch.reranking import check_rerank, finalists_in, grid_of, run_rerank
 from normact.launch.setting import Setting
 from normact.launch.standings import conditions_of
 from normact.search.controllers import Start
@@ -94,7 +94,7 @@ def _after(setting: Setting, config: Config, folder: Path, evaluator: Evaluator,
     with run_folder.open_ledger(folder, write=True) as ledger:
         if not History(ledger).funnel.ended[ACCEPTED]:
             setting.say("Nothing passed every gate: search longer (budget.minutes), or loosen the gates.")
-        elif config["rerank"]["finalists"]:
+        elif finalists_in(config):
             return run_rerank(setting, config, folder, ledger, evaluator)
     return 0
 
@@ -110,7 +110,7 @@ def rerank(setting: Setting, folder: Path, overrides: Sequence[str], config_dir:
         history.check()
         config = changed(run_folder.trusted_config(folder, setting.allow), overrides, config_dir)
         evaluator = checked_evaluator(setting, config)
-        if not config["rerank"]["finalists"]:
+        if not finalists_in(config):
             raise InputError("a rerank needs a finalist, got rerank.finalists=0; give 1 or more")
         if not history.funnel.ended[ACCEPTED]:
             raise InputError(f"{folder} has no finalist: nothing passed every gate; search longer, or loosen the gates")
@@ -229,7 +229,7 @@ def dry_run(setting: Setting, config: Config) -> int:
     else:
         text = f"{minutes:g} minutes"
     setting.say(f"# search: {text}")
-    if finalists := config["rerank"]["finalists"]:
+    if finalists := finalists_in(config):
         judge = rerank_evaluator(config)
         each = trainings_each(config["rerank"]["seeds"], grid_of(config, judge.task.recipe))
         trainings = (finalists + len(config["rerank"]["baselines"])) * each

@@ -170,7 +170,8 @@ def title_of(conditions: Conditions, seeds: int) -> str:
     held_out = "held-out " if conditions.held_out else ""
     data = f" on {held_out}{conditions.data}" if conditions.data else ""
     steps = "" if conditions.steps is None else f", {conditions.steps} steps"
-    return f"Rerank: test {conditions.objective}{data}, mean of {seeds} fresh seeds{steps}"
+    further = " further" if conditions.first_seed else ""
+    return f"Rerank: test {conditions.objective}{data}, mean of {seeds}{further} fresh seeds{steps}"
 
 
 def conclusion(rows: Sequence[Standing]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def check_rerank(setting: Setting, config: Config, space: Space) -> None:
         InputError: no baseline or an unknown one, an objective that a test split does not have, anchors that the
             space cannot fill or that do not suit the data, or held-out data that are the search's.
     """
-    if not config["rerank"]["finalists"]:
+    if not finalists_in(config):
         return
     _check_baselines(config, space)
     if config["rerank"].get("data") == config["data"]:
@@ -48,6 +48,11 @@ def check_rerank(setting: Setting, config: Config, space: Space) -> None:
     task.test_objective(config["rerank"]["objective"])
     if (seeds := config["rerank"]["seeds"]) < ENOUGH_SEEDS:
         setting.say(f"# note: rerank.seeds={seeds} gives preliminary verdicts; a claim needs {ENOUGH_SEEDS} or more")
+
+
+def finalists_in(config: Config) -> int:
+    """How many finalists a config's rerank has at most: those that it names, or so many of the best."""
+    return len(config["rerank"].get("only", [])) or int(config["rerank"]["finalists"])
 
 
 def _check_baselines(config: Config, space: Space) -> None:
@@ -97,7 +102,8 @@ def _rerank(
     seconds = config["limits"]["train_seconds"]
     trainings = Trainings(depends_on(config), ledger, pool, seconds, reads_test=True)
     objective = task.test_objective(config["rerank"]["objective"])
-    judged = Rerank(entrants, config["rerank"]["seeds"], objective, trainings, grid_of(config, task.recipe))
+    seeds, first = config["rerank"]["seeds"], config["rerank"].get("first_seed", 0)
+    judged = Rerank(entrants, seeds, objective, trainings, grid_of(config, task.recipe), first_seed=first)
     with trainings_progress(console, "rerank") as on_progress:
         return judged.run(on_progress)
 
@@ -108,16 +114,16 @@ def grid_of(config: Config, recipe: Recipe) -> list[float]:
 
 
 def entrants_of(config: Config, history: History, evaluator: Evaluator, known: dict[str, str]) -> list[Entrant]:
-    """The best distinct finds of a run, and the baselines. A find that is a baseline is no finalist."""
+    """The finalists of a run, and the baselines. A find that is a baseline is no finalist.
+
+    Raises:
+        InputError: `rerank.only` names a candidate that is none of the run, was rejected, or is a baseline.
+    """
     space, baselines = evaluator.space, evaluator.space.baselines()
     names = {fingerprint: name for name, fingerprint in known.items()}
     wanted = config["rerank"]["baselines"]
-    enough = config["rerank"]["finalists"] + len(names)  # a known layer is among the outcomes at most once
-    front = front_of(config, evaluator.task)
-    ranked = history.front(front) if len(front) > 1 else history.ranked(front[0], enough)
-    finds = [o for o in ranked.get(history.device or "", []) if names.get(o.fingerprint) not in wanted]
     entrants = []
-    for outcome in finalists_of(finds, config["rerank"]["finalists"], spread=len(front) > 1):
+    for outcome in _named(config, history, names) or _best(config, history, evaluator, names):
         data = history.record(outcome.number).candidate
         candidate = space.from_json(data)
         called = f" = {names[outcome.fingerprint]}" if outcome.fingerprint in names else ""
@@ -127,6 +133,32 @@ def entrants_of(config: Config, history: History, evaluator: Evaluator, known: d
         candidate = baselines[name]
         entrants.append(Entrant(name, "baseline", space.to_json(candidate), report.readable(space, candidate)))
     return entrants
+
+
+def _named(config: Config, history: History, names: Mapping[str, str]) -> list[Outcome]:
+    """The candidates that a config names as finalists."""
+    numbers = config["rerank"].get("only", [])
+    found = {number: history.outcome(number) for number in numbers}
+    for number, outcome in found.items():
+        if outcome is None:
+            raise InputError(f"rerank.only={numbers}: the run has no outcome #{number}; `normact show` lists them")
+        if not outcome.accepted:
+            raise InputError(
+                f"rerank.only={numbers}: #{number} was rejected by gate {outcome.gate}; name accepted ones"
+            )
+        if (name := names.get(outcome.fingerprint, "")) in config["rerank"]["baselines"]:
+            raise InputError(f"rerank.only={numbers}: #{number} computes the same as the baseline {name}")
+    return [outcome for outcome in found.values() if outcome]
+
+
+def _best(config: Config, history: History, evaluator: Evaluator, names: Mapping[str, str]) -> list[Outcome]:
+    """The best distinct finds."""
+    count, wanted = config["rerank"]["finalists"], config["rerank"]["baselines"]
+    enough = count + len(names)  # a known layer is among the outcomes at most once
+    front = front_of(config, evaluator.task)
+    ranked = history.front(front) if len(front) > 1 else history.ranked(front[0], enough)
+    finds = [o for o in ranked.get(history.device or "", []) if names.get(o.fingerprint) not in wanted]
+    return finalists_of(finds, count, spread=len(front) > 1)
 
 
 def finalists_of(finds: Sequence[Outcome], count: int, spread: bool) -> list[Outcome]:

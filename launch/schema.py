@@ -41,6 +41,10 @@ _FACTORS = Kind(
     "a list of different numbers above zero",
     lambda v: isinstance(v, list) and all(_ABOVE.fits(item) for item in v) and len(set(v)) == len(v),
 )
+_NUMBERS = Kind(
+    "a list of different candidates' numbers",
+    lambda v: isinstance(v, list) and all(_whole(0).fits(item) for item in v) and len(set(v)) == len(v),
+)
 _SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
 _SECTION = Kind("a section", lambda v: isinstance(v, dict))
 _PART = Kind("a section with a `_target_`", lambda v: isinstance(v, dict) and isinstance(v.get("_target_"), str))
@@ -91,7 +95,7 @@ _CLOSED: dict[str, tuple[dict[str, Kind], dict[str, Kind]]] = {
     "task": ({"device": _TEXT}, {}),
     "rerank": (
         {"finalists": _whole(0), "baselines": _TEXTS, "seeds": _whole(2), "objective": _TEXT, "recipe": _PART},
-        {"anchor": _PARTS, "lr_factors": _FACTORS, "data": _PART},
+        {"anchor": _PARTS, "lr_factors": _FACTORS, "data": _PART, "only": _NUMBERS, "first_seed": _whole(0)},
     ),
     "export": ({"winner": _SWITCH}, {}),
     "race": ({"seeds": _whole(1), "share": _ABOVE, "least": _whole(1)}, {}),

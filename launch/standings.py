@@ -26,6 +26,7 @@ class Conditions:
         held_out: whether they are others than those of the search.
         anchors: their names.
         steps: of a training; None where the run's config does not say.
+        first_seed: which of a rerank's seeds they begin with.
     """
 
     objective: str
@@ -33,6 +34,7 @@ class Conditions:
     held_out: bool
     anchors: tuple[str, ...]
     steps: int | None
+    first_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Standings:
         """
         try:
             parts = {name: data[name] for name in ("objective", "data", "held_out", "steps")}
+            parts["first_seed"] = data.get("first_seed", 0)  # earlier releases had none
             rows = [Standing(**{**row, "entrant": Entrant(**row["entrant"])}) for row in data["standings"]]
             if not any(row.verdict == "best baseline" for row in rows):
                 raise KeyError("best baseline")
@@ -74,12 +77,13 @@ def conditions_of(config: Config, task: Task) -> Conditions:
     """The conditions of a config's rerank, of which this is the task."""
     node = rerank_data(config)
     name = task.data.name or node["_target_"].rpartition(".")[2]
-    objective = config["rerank"]["objective"]
-    return Conditions(objective, name, "data" in config["rerank"], tuple(task.anchors), task.recipe.steps)
+    rerank = config["rerank"]
+    steps, first = task.recipe.steps, rerank.get("first_seed", 0)
+    return Conditions(rerank["objective"], name, "data" in rerank, tuple(task.anchors), steps, first)
 
 
 def keep(ledger: Ledger, own: Config, config: Config, standings: Standings) -> None:
-    """Keep standings, beside those on other data, anchors or recipes, in the place of earlier ones on the same.
+    """Keep standings, beside those on other data, anchors, recipes or seeds, in the place of earlier ones on the same.
 
     Args:
         ledger: of the run.
@@ -87,7 +91,8 @@ def keep(ledger: Ledger, own: Config, config: Config, standings: Standings) -> N
         config: that of this rerank.
         standings: its result.
     """
-    key = key_of(depends_on(config))
+    first = standings.conditions.first_seed
+    key = key_of({**depends_on(config), **({"first_seed": first} if first else {})})
     others = {other: kept for other, kept in _kept(ledger, own).items() if other != key}
     ledger.set_meta(_KEPT, {**others, key: standings.to_json()})
 

@@ -95,6 +95,7 @@ class Rerank:
         trainings: train on the pool, with an evaluator that measures the test split.
         grid: learning rates; the recipe's own alone where empty.
         tuning_seeds: how many seeds decide about the learning rate, where there is a choice.
+        first_seed: which of all there are for this the seeds begin with.
 
     Raises:
         InputError: no finalist, no baseline, two entrants of one name, too few seeds, or a learning rate twice.
@@ -108,6 +109,7 @@ class Rerank:
         trainings: Trainings,
         grid: Sequence[float] = (),
         tuning_seeds: int = TUNING_SEEDS,
+        first_seed: int = 0,
     ) -> None:
         roles = [entrant.role for entrant in entrants]
         if "finalist" not in roles or "baseline" not in roles:
@@ -124,7 +126,7 @@ class Rerank:
         if len(set(grid)) != len(grid):
             raise InputError(f"the grid of learning rates names one twice: {list(grid)}")
         self.entrants = list(entrants)
-        self.seeds = [FIRST_SEED + i for i in range(seeds)]
+        self.seeds = [FIRST_SEED + first_seed + i for i in range(seeds)]
         self.objective = objective
         self.trainings = trainings
         self.grid = list(grid)

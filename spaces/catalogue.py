@@ -45,12 +45,14 @@ _ONE = "exp(zero)"
 _EVONORM = "Liu et al., Evolving Normalization-Activation Layers, arXiv 2004.02967; as in timm's evo_norm.py"
 _BATCH = "Ioffe and Szegedy, Batch Normalization, arXiv 1502.03167"
 _GROUP = "Wu and He, Group Normalization, arXiv 1803.08494"
+_PRELU = "add(max({y}, zero), neg(mul(s0.25, max(neg({y}), zero))))"
 _CRRELU = "add(max({y}, zero), mul(s0.01, mul({y}, exp(neg(div(square({y}), add({one}, {one})))))))"
 
 CATALOGUE: dict[str, NamedLayer] = {
     layer.name: layer
     for layer in (
         NamedLayer("bn_relu", f"max({_BN}, zero)", _BATCH),
+        NamedLayer("bn_prelu", _PRELU.format(y=_BN), f"{_BATCH}; PReLU, of one slope from 1/4: arXiv 1502.01852"),
         NamedLayer("bn_silu", f"silu({_BN})", f"{_BATCH}; SiLU: arXiv 1702.03118"),
         NamedLayer("gn_relu", f"max({_GN}, zero)", _GROUP),
         NamedLayer("gn_silu", f"silu({_GN})", f"{_GROUP}; SiLU: arXiv 1702.03118"),

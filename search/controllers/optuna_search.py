@@ -96,7 +96,9 @@ class OptunaSearch(Controller):
         if rejected not in ("fail", "worst", "constraint"):
             raise InputError(f"rejected must be fail, worst or constraint, got {rejected!r}")
         if rejected == "constraint" and not hasattr(FrozenTrial, "constraints"):
-            raise InputError(f"rejected=constraint needs Optuna 5 or newer, got {optuna.__version__}; use worst or fail")
+            raise InputError(
+                f"rejected=constraint needs Optuna 5 or newer, got {optuna.__version__}; use worst or fail"
+            )
         if not isinstance(sampler, BaseSampler):
             raise InputError(f"sampler must be one of Optuna's, such as TPESampler(), got {sampler!r}")
         check_suits(sampler, space, objectives, anchors)

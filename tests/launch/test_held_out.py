@@ -256,6 +256,43 @@ def test_a_run_is_reranked_on_other_data_and_both_results_are_kept(normact, mine
     assert [kept["data"] for kept in reranks(normact)] == ["colours", "digits"]
 
 
+def test_chosen_candidates_are_judged_on_further_seeds_and_both_results_are_kept(normact, tmp_path):
+    few = [part for part in FEW if not part.startswith("start_from")]
+    starts = "start_from=[evonorm_b0,bn_silu,bn_relu,'neg(x)']"
+    assert normact("search", *TINY, *TINY_RERANK, *few, "budget.proposals=4", starts, "run_dir=run")[0] == 0
+    (first,) = reranks(normact)
+    status, out, err = normact("rerank", "run", "rerank.only=[1,0]", "rerank.first_seed=2", "rerank.finalists=0")
+    assert status == 0, err
+    assert "mean of 2 further fresh seeds, 4 steps" in out
+    before, second = reranks(normact)
+    assert before == first and (first["first_seed"], second["first_seed"]) == (0, 2)
+    assert names(second) == {"#1 = bn_silu", "#0 = evonorm_b0", "bn_relu"}
+    with Ledger(tmp_path / "run/ledger.sqlite", write=False) as ledger:
+        assert ledger.count("reranked") == 2 * 2 + 3 * 2  # no seed of the first is one of the second's
+    for numbers, words in (
+        ("[9]", "the run has no outcome #9"),
+        ("[3]", "#3 was rejected by gate linearity"),
+        ("[0,2]", "#2 computes the same as the baseline bn_relu"),
+        ("[0,0]", "rerank.only must be a list of different candidates' numbers, got '[0, 0]'"),
+    ):
+        status, _, err = normact("rerank", "run", f"rerank.only={numbers}")
+        assert status == 2 and words in err and len(err.strip().splitlines()) == 1
+    assert reranks(normact) == [first, second]
+
+
+def test_a_search_that_ended_goes_on_with_a_larger_budget(normact, tmp_path):
+    assert normact("search", *TINY, "budget.proposals=3", "run_dir=run")[0] == 0
+    config = (tmp_path / "run/config.yaml").read_text()
+    status, out, err = normact("resume", "run", "budget.proposals=5")
+    assert status == 0, err
+    assert "resumed at 3 proposals" in out and "Funnel: 5 proposals" in out
+    assert (tmp_path / "run/config.yaml").read_text() == config
+    assert "Funnel: 5 proposals" in normact("resume", "run")[1]
+    for override in ("seed=3", "task.device=cuda", "space.nodes=3"):
+        status, _, err = normact("resume", "run", override)
+        assert status == 2 and f"alone, got '{override}'" in err and len(err.strip().splitlines()) == 1
+
+
 def test_a_search_with_held_out_data_judges_on_them(normact, mine):
     held_out = ["data@rerank.data=colours", "--config-dir", mine]
     status, out, err = normact("search", *TINY, *TINY_RERANK, *FEW, *held_out, "run_dir=run")

@@ -109,6 +109,7 @@ def group_norm(act):
 
 BY_FORMULA = {
     "bn_relu": lambda: batch_norm(nn.ReLU()),
+    "bn_prelu": lambda: batch_norm(nn.PReLU()),
     "bn_silu": lambda: batch_norm(nn.SiLU()),
     "gn_relu": lambda: group_norm(nn.ReLU()),
     "gn_silu": lambda: group_norm(nn.SiLU()),
@@ -133,6 +134,7 @@ NAMES = {
     "v0": ("0.bias", "norm.bias", "beta"),
     "v0_2": ("tau",),
     "s0p01": ("1.eps",),
+    "s0p25": ("1.weight",),
     "weight": ("gamma", "weight"),
     "bias": ("beta", "bias"),
     "running_mean": ("0.running_mean",),
@@ -254,7 +256,8 @@ def test_in_bfloat16_a_layer_stays_within_rounding_of_its_formula_in_float64(nam
 def test_parameter_counts_are_those_of_the_formula(name):
     ours, theirs = ours_for(name), BY_FORMULA[name]()
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    expected = {"frn_tlu": 3 * C, "evonorm_b0": 3 * C, "evonorm_s0": 3 * C, "bn_crrelu": 2 * C + 1}
+    expected = {"frn_tlu": 3 * C, "evonorm_b0": 3 * C, "evonorm_s0": 3 * C}
+    expected |= {"bn_crrelu": 2 * C + 1, "bn_prelu": 2 * C + 1}
     assert sum(p.numel() for p in ours.parameters()) == expected.get(name, 2 * C)
 
 

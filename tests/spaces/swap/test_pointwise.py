@@ -11,6 +11,7 @@ X = torch.linspace(-3, 3, 24).view(2, 4, 3)
 
 BY_HAND = {  # with every mean 0 and every root 1, at the initial parameters
     "bn_relu": F.relu,
+    "bn_prelu": lambda x: F.leaky_relu(x, 0.25),
     "bn_silu": F.silu,
     "gn_relu": F.relu,
     "gn_silu": F.silu,
