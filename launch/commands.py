@@ -31,7 +31,7 @@ from normact.launch.config import (
 )
 from normact.launch.interrupt import stop_on_interrupt
 from normact.launch.progress import search_progress
-from normact.launch.reranking import check_rerank, finalists_in, grid_of, run_rerank
+from normact.launch.reranking import check_rerank, finalists_in, grid_of, longlist_in, run_rerank
 from normact.launch.setting import Setting
 from normact.launch.standings import conditions_of
 from normact.search.controllers import Start
@@ -41,7 +41,7 @@ from normact.search.funnel import ACCEPTED
 from normact.search.history import History
 from normact.search.ledger import Ledger, check_durability
 from normact.search.pool import Pool
-from normact.search.rerank import trainings_each
+from normact.search.rerank import trainings_in
 from normact.spaces.errors import InputError
 from normact.spaces.space import Space
 
@@ -231,8 +231,9 @@ def dry_run(setting: Setting, config: Config) -> int:
     setting.say(f"# search: {text}")
     if finalists := finalists_in(config):
         judge = rerank_evaluator(config)
-        each = trainings_each(config["rerank"]["seeds"], grid_of(config, judge.task.recipe))
-        trainings = (finalists + len(config["rerank"]["baselines"])) * each
+        baselines, seeds = len(config["rerank"]["baselines"]), config["rerank"]["seeds"]
+        grid = grid_of(config, judge.task.recipe)
+        trainings = sum(trainings_in(max(finalists, longlist_in(config)), baselines, seeds, grid, finalists))
         seconds = trainings * _seconds_per_training(judge) / workers
         data = conditions_of(config, judge.task).data
         setting.say(f"# rerank: {trainings} trainings on {data}, about {seconds / 60:.1f} minutes")

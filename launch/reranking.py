@@ -55,6 +55,11 @@ def finalists_in(config: Config) -> int:
     return len(config["rerank"].get("only", [])) or int(config["rerank"]["finalists"])
 
 
+def longlist_in(config: Config) -> int:
+    """How many finds are tried on validation, of which the best are the finalists; 0 where all finalists are named."""
+    return 0 if config["rerank"].get("only") else int(config["rerank"].get("longlist", 0))
+
+
 def _check_baselines(config: Config, space: Space) -> None:
     known, wanted = space.baselines(), config["rerank"]["baselines"]
     if not wanted:
@@ -103,7 +108,8 @@ def _rerank(
     trainings = Trainings(depends_on(config), ledger, pool, seconds, reads_test=True)
     objective = task.test_objective(config["rerank"]["objective"])
     seeds, first = config["rerank"]["seeds"], config["rerank"].get("first_seed", 0)
-    judged = Rerank(entrants, seeds, objective, trainings, grid_of(config, task.recipe), first_seed=first)
+    grid, keep = grid_of(config, task.recipe), finalists_in(config)
+    judged = Rerank(entrants, seeds, objective, trainings, grid, first_seed=first, keep=keep)
     with trainings_progress(console, "rerank") as on_progress:
         return judged.run(on_progress)
 
@@ -153,7 +159,8 @@ def _named(config: Config, history: History, names: Mapping[str, str]) -> list[O
 
 def _best(config: Config, history: History, evaluator: Evaluator, names: Mapping[str, str]) -> list[Outcome]:
     """The best distinct finds."""
-    count, wanted = config["rerank"]["finalists"], config["rerank"]["baselines"]
+    count = max(config["rerank"]["finalists"], longlist_in(config))
+    wanted = config["rerank"]["baselines"]
     enough = count + len(names)  # a known layer is among the outcomes at most once
     front = front_of(config, evaluator.task)
     ranked = history.front(front) if len(front) > 1 else history.ranked(front[0], enough)

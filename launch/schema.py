@@ -95,7 +95,14 @@ _CLOSED: dict[str, tuple[dict[str, Kind], dict[str, Kind]]] = {
     "task": ({"device": _TEXT}, {}),
     "rerank": (
         {"finalists": _whole(0), "baselines": _TEXTS, "seeds": _whole(2), "objective": _TEXT, "recipe": _PART},
-        {"anchor": _PARTS, "lr_factors": _FACTORS, "data": _PART, "only": _NUMBERS, "first_seed": _whole(0)},
+        {
+            "anchor": _PARTS,
+            "lr_factors": _FACTORS,
+            "data": _PART,
+            "only": _NUMBERS,
+            "first_seed": _whole(0),
+            "longlist": _whole(0),
+        },
     ),
     "export": ({"winner": _SWITCH}, {}),
     "race": ({"seeds": _whole(1), "share": _ABOVE, "least": _whole(1)}, {}),

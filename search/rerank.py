@@ -84,9 +84,10 @@ class Standing:
 class Rerank:
     """Trains every entrant on every seed, in parallel, resumable: trainings in the ledger are not repeated.
 
-    Each entrant gets the learning rate of the grid that is best for it on validation, over tuning seeds of their own;
-    then all are trained on the same fresh seeds, and these trainings alone measure the test split. Entrants with the
-    same candidate, such as a catalogue layer that the search found again, are trained once.
+    Each entrant gets the learning rate of the grid that is best for it on validation, over tuning seeds of their own,
+    which may also choose among the finalists; then those that stay are trained on the same fresh seeds, and these
+    trainings alone measure the test split. Entrants with the same candidate, such as a catalogue layer that the search
+    found again, are trained once.
 
     Args:
         entrants: finalists and baselines.
@@ -96,6 +97,7 @@ class Rerank:
         grid: learning rates; the recipe's own alone where empty.
         tuning_seeds: how many seeds decide about the learning rate, where there is a choice.
         first_seed: which of all there are for this the seeds begin with.
+        keep: how many finalists are judged: the best on validation under the tuning seeds; 0: all.
 
     Raises:
         InputError: no finalist, no baseline, two entrants of one name, too few seeds, or a learning rate twice.
@@ -110,6 +112,7 @@ class Rerank:
         grid: Sequence[float] = (),
         tuning_seeds: int = TUNING_SEEDS,
         first_seed: int = 0,
+        keep: int = 0,
     ) -> None:
         roles = [entrant.role for entrant in entrants]
         if "finalist" not in roles or "baseline" not in roles:
@@ -130,43 +133,63 @@ class Rerank:
         self.objective = objective
         self.trainings = trainings
         self.grid = list(grid)
-        self.tuning_seeds = [FIRST_TUNING_SEED + i for i in range(tuning_seeds if len(grid) > 1 else 0)]
+        self.keep = keep
+        chosen = len(grid) > 1 or 0 < keep < roles.count("finalist")
+        self.tuning_seeds = [FIRST_TUNING_SEED + i for i in range(tuning_seeds if chosen else 0)]
         self.results: dict[tuple[int, int], Outcome] = {}
 
     def run(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Standing]:
         """Train what the ledger lacks, and judge. Calls `on_progress(done, total)` after each training."""
-        total = trainings_each(len(self.seeds), self.grid, len(self.tuning_seeds)) * len(self.entrants)
-        tuned = total - len(self.seeds) * len(self.entrants)
-        rates = self._rates(lambda done, _: on_progress(done, total))
-        cells = [(index, seed) for seed in self.seeds for index in range(len(self.entrants))]
-        wanted = [self._wanted(index, seed, rates[index]) for index, seed in cells]
-        outcomes = self.trainings.run(wanted, lambda done, _: on_progress(tuned + done, total))
+        finalists = sum(entrant.role == "finalist" for entrant in self.entrants)
+        tuning, judging = trainings_in(
+            finalists, len(self.entrants) - finalists, len(self.seeds), self.grid, self.keep, len(self.tuning_seeds)
+        )
+        tuned = self._tuned(lambda done, _: on_progress(done, tuning + judging))
+        judged = self._staying([skill for _, skill in tuned])
+        cells = [(index, seed) for seed in self.seeds for index in judged]
+        wanted = [self._wanted(index, seed, tuned[index][0]) for index, seed in cells]
+        outcomes = self.trainings.run(wanted, lambda done, _: on_progress(tuning + done, tuning + judging))
         self.results = dict(zip(cells, outcomes, strict=True))
-        return standings(self.entrants, self.seeds, self.results, self.objective, rates)
+        results = {(k, seed): self.results[index, seed] for k, index in enumerate(judged) for seed in self.seeds}
+        entrants, rates = [self.entrants[index] for index in judged], [tuned[index][0] for index in judged]
+        return standings(entrants, self.seeds, results, self.objective, rates)
 
-    def _rates(self, on_progress: Callable[[int, int], None]) -> list[float | None]:
-        """The learning rate of each entrant; None for the recipe's own."""
+    def _tuned(self, on_progress: Callable[[int, int], None]) -> list[tuple[float | None, float]]:
+        """Of each entrant, the learning rate that is best on validation (None for the recipe's own), and its skill."""
+        grid: list[float | None] = list(self.grid) or [None]
         if not self.tuning_seeds:
-            return [self.grid[0] if self.grid else None] * len(self.entrants)
-        cells = [(i, lr) for lr in self.grid for i in range(len(self.entrants))]
+            return [(grid[0], 0.0)] * len(self.entrants)
+        cells = [(i, lr) for lr in grid for i in range(len(self.entrants))]
         wanted = [self._wanted(i, seed, lr, test=False) for i, lr in cells for seed in self.tuning_seeds]
         outcomes = iter(self.trainings.run(wanted, on_progress))
         found = {cell: [next(outcomes) for _ in self.tuning_seeds] for cell in cells}
 
-        def skill(index: int, lr: float) -> float:
+        def skill(index: int, lr: float | None) -> float:
             values = [_mean(outcome, self.objective.name, self.objective) for outcome in found[index, lr]]
             return self.objective.skill(float(np.mean(values)))
 
-        return [max(self.grid, key=lambda lr: skill(index, lr)) for index in range(len(self.entrants))]
+        best = [max(grid, key=lambda lr: skill(index, lr)) for index in range(len(self.entrants))]
+        return [(lr, skill(index, lr)) for index, lr in enumerate(best)]
+
+    def _staying(self, skills: Sequence[float]) -> list[int]:
+        """The entrants that are judged, in their order: baselines, and the finalists with the best skills."""
+        finalists = [index for index, entrant in enumerate(self.entrants) if entrant.role == "finalist"]
+        best = sorted(finalists, key=lambda index: -skills[index])[: self.keep or None]
+        gone = set(finalists) - set(best)
+        return [index for index in range(len(self.entrants)) if index not in gone]
 
     def _wanted(self, index: int, seed: int, lr: float | None, test: bool = True) -> Wanted:
         entrant = self.entrants[index]
         return Wanted(index, entrant.name, entrant.candidate, seed, {} if lr is None else {"lr": lr}, test)
 
 
-def trainings_each(seeds: int, grid: Sequence[float], tuning_seeds: int = TUNING_SEEDS) -> int:
-    """How many trainings a layer takes in a rerank."""
-    return seeds + (tuning_seeds * len(grid) if len(grid) > 1 else 0)
+def trainings_in(
+    finalists: int, baselines: int, seeds: int, grid: Sequence[float], keep: int = 0, tuning_seeds: int = TUNING_SEEDS
+) -> tuple[int, int]:
+    """How many trainings a rerank tunes by and judges by; for its arguments see `Rerank`."""
+    chosen = len(grid) > 1 or 0 < keep < finalists
+    tuning = (finalists + baselines) * max(1, len(grid)) * tuning_seeds if chosen else 0
+    return tuning, (min(keep or finalists, finalists) + baselines) * seeds
 
 
 def standings(

@@ -10,6 +10,7 @@ import yaml
 from normact.launch.changes import changed
 from normact.launch.config import compose_config, rerank_task_of
 from normact.search.ledger import Ledger
+from normact.search.rerank import FIRST_TUNING_SEED
 from normact.spaces import InputError
 from tests.launch.conftest import TINY, TINY_RERANK
 
@@ -278,6 +279,11 @@ def test_chosen_candidates_are_judged_on_further_seeds_and_both_results_are_kept
         status, _, err = normact("rerank", "run", f"rerank.only={numbers}")
         assert status == 2 and words in err and len(err.strip().splitlines()) == 1
     assert reranks(normact) == [first, second]
+    status, out, err = normact("rerank", "run", "rerank.longlist=2")
+    assert status == 0, err
+    with Ledger(tmp_path / "run/ledger.sqlite", write=False) as ledger:
+        tried = [event.data for event in ledger.events("reranked") if event.data["seed"] >= FIRST_TUNING_SEED]
+    assert len(tried) == 3 * 2 and len(reranks(normact)[-1]["standings"]) == 2
 
 
 def test_a_search_that_ended_goes_on_with_a_larger_budget(normact, tmp_path):

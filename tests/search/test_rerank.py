@@ -312,6 +312,36 @@ def test_a_grid_of_one_rate_tunes_nothing(ledger):
     assert len(judge.rates) == 24 and {row.lr for row in rows} == {0.2}
 
 
+NEW = [Entrant(f"#{k}", "finalist", {"layer": f"new{k}"}, "new") for k in range(4)]
+MORE = {**QUALITY, "new0": 0.7, "new1": 0.9, "new2": 0.5, "new3": 0.82}
+
+
+@pytest.mark.parametrize("grid", [[], [0.1], [0.1, 0.2]])
+def test_the_best_of_a_long_list_on_validation_are_judged(ledger, grid):
+    judge = KeepsTheTestBack(MORE)
+    judge.tested = {}
+    run, trained = rerank(ledger, [*NEW, *ENTRANTS[:2]], judge=judge, grid=grid, keep=2)
+    progress = []
+    rows = run.run(lambda done, total: progress.append((done, total)))
+    assert {row.entrant.name for row in rows} == {"#1", "#3", "bn_relu", "gn_relu"}
+    fresh = [layer for layer, seed in trained if seed < FIRST_TUNING_SEED]
+    assert sorted(set(fresh)) == ["bn", "gn", "new1", "new3"] and len(fresh) == 4 * 8
+    assert len(trained) == 6 * 2 * max(1, len(grid)) + 4 * 8 == progress[-1][0] == progress[-1][1]
+    assert all(seed < FIRST_TUNING_SEED for seed, tested in judge.tested.items() if tested)
+
+
+def test_a_long_list_that_is_no_longer_tries_nothing(ledger):
+    run, trained = rerank(ledger, [*NEW, *ENTRANTS[:2]], judge=Judge(MORE), keep=4)
+    assert len(run.run()) == 6 and len(trained) == 6 * 8
+
+
+def test_further_seeds_are_none_of_the_first_ones(ledger):
+    rerank(ledger)[0].run()
+    run, trained = rerank(ledger, first_seed=8)
+    assert {row.seeds for row in run.run()} == {8}
+    assert {seed for _, seed in trained} == {FIRST_SEED + 8 + k for k in range(8)}
+
+
 @pytest.mark.parametrize("arguments", [{"grid": [0.1, 0.1]}, {"grid": [0.1], "tuning_seeds": 0}])
 def test_a_grid_that_makes_no_sense_is_refused(ledger, arguments):
     with pytest.raises(InputError, match=r"the grid|to tune on"):
