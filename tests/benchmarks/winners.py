@@ -41,17 +41,19 @@ SEARCH = (
 GPU = (f"pool.gpus_per_worker={0.99 / WORKERS:.4f}", "task.device=cuda") if torch.cuda.is_available() else ()
 JUDGED_ON: dict[str, tuple[str, ...]] = {
     "digits": (),
-    "fashion_mnist": ("data@rerank.data=fashion_mnist", "limits.train_seconds=1800", *GPU),
+    "Fashion-MNIST": ("data@rerank.data=fashion_mnist", "limits.train_seconds=1800", *GPU),
 }
+"""What a rerank is given, by what its data are called."""
 
 
 def run() -> dict[str, Any]:
     study = Study("winners")
     found = {space: searched(study, space) for space in STARTS}
-    for overrides in JUDGED_ON.values():
-        for folder, _ in found.values():
-            judge(folder, overrides)
-            keep(folder)
+    for data, overrides in JUDGED_ON.items():
+        for folder, config in found.values():
+            if data not in judged_on(folder, config):  # by another machine, perhaps on a GPU
+                judge(folder, overrides)
+                keep(folder)
     return {"workers": WORKERS, "spaces": {space: figures(*of) for space, of in found.items()}}
 
 
@@ -79,6 +81,12 @@ def keep(folder: Path) -> None:
         for name in (run_folder.CONFIG, run_folder.VERSIONS, run_folder.LEDGER):
             archive.add(folder / name, f"{folder.name}/{name}")
     part.replace(packed(folder))
+
+
+def judged_on(folder: Path, config: Config) -> set[str]:
+    """The data that a run's finalists were judged on."""
+    with run_folder.open_ledger(folder) as ledger:
+        return {standings.conditions.data for standings in standings_of(ledger, config)}
 
 
 def judge(folder: Path, overrides: tuple[str, ...]) -> None:
