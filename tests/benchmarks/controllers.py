@@ -90,8 +90,7 @@ def run() -> dict[str, Any]:
     truths = sorted((truth(objective, outcome) for outcome in table.functions.values()), reverse=True)
     rows = {name: summary(of) for name, of in runs.items()}
     for name in rows:
-        rows[name]["vs_random"] = paired(runs[name], runs["random"])
-        rows[name]["vs_optuna_tpe"] = paired(runs[name], runs["optuna_tpe"])
+        rows[name]["vs"] = {other: paired(runs[name], runs[other]) for other in ("random", *DIRECT) if other != name}
         print(name, rows[name], flush=True)
     space = space_of(compose_config([]))
     for name, overrides in OURS.items():
@@ -221,6 +220,4 @@ def with_interval(values: Sequence[float]) -> list[float]:
 
 def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> list[float]:
     """The difference of the final truths, seed by seed: its mean and 95% interval."""
-    if ours is theirs:
-        return [0.0, 0.0, 0.0]
     return with_interval([a.truths[-1] - b.truths[-1] for a, b in zip(ours, theirs, strict=True)])
