@@ -26,6 +26,9 @@ RERANK = ("rerank", "limits", "pool", "export", "task")
 GROUPS = ("data@rerank.data", "anchor@rerank.anchor", "recipe@rerank.recipe", "pool")
 """The groups with an option in these sections."""
 
+_LATER = {"longlist": 0, "only": [], "first_seed": 0}
+"""Settings of a rerank that runs of earlier releases do not have, and what stands for that."""
+
 _SUITED = ("anchor", "recipe", "objective", "gates")  # groups of a search that what suits data (suits/) also chooses
 _SAVED = "saved_run"  # the primary config that takes the place of our `config.yaml`
 
@@ -54,7 +57,8 @@ def changed(
     with composing(_SAVED, overrides, config_dir) as search_path:
         chosen = _chosen(overrides, sections)
         defaults = [*({group: None} for group in (*_SUITED, *GROUPS)), "_self_"]
-        saved = _without(chosen, {name: config[name] for name in sections}, search_path)
+        known = {name: config[name] for name in sections} | {"rerank": {**_LATER, **config["rerank"]}}
+        saved = _without(chosen, known, search_path)
         ConfigStore.instance().store(_SAVED, {"defaults": defaults, "input": {}, **saved})
         none = [f"{group}=[]" for group in (*_SUITED, *GROUPS) if group not in chosen]  # whatever suits the data
         composed = compose(_SAVED, [*search_path, *none, *overrides])

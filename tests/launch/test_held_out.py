@@ -130,6 +130,12 @@ def test_values_are_changed_and_the_rest_stays(saved):
     assert changed(saved, []) is saved
 
 
+def test_settings_that_a_run_of_an_earlier_release_lacks_can_be_changed(saved):
+    rerank = {name: value for name, value in saved["rerank"].items() if name not in ("only", "first_seed", "longlist")}
+    config = changed({**saved, "rerank": rerank}, ["rerank.only=[3]"])
+    assert config == {**saved, "rerank": {**saved["rerank"], "only": [3]}}
+
+
 def test_other_data_change_of_the_anchors_what_they_take_from_the_data(saved, mine):
     config = changed(saved, ["data@rerank.data=colours", "rerank.anchor.token_mixer.width=16"], mine)
     anchors = copy.deepcopy(saved["rerank"]["anchor"])
