@@ -384,6 +384,11 @@ def proxy_evaluator(config: Config) -> Evaluator:
     return Evaluator(space_of(config), task_of(config), [])
 
 
+def transfer_evaluator(config: Config) -> Evaluator:
+    """What judges layers elsewhere in a proxy study: the rerank's task, of which the test split stays unread."""
+    return Evaluator(space_of(config), rerank_task_of(config), [])
+
+
 def in_worker(build: Callable[[Config], Evaluator], config: Config) -> Callable[[], Evaluate]:
     """A picklable factory of an evaluator, for a pool."""
     return functools.partial(build, config)

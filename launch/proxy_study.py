@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ from rich.table import Table
 
 from normact.launch import report, run_folder
 from normact.launch.commands import checked_evaluator
-from normact.launch.config import Config, in_worker, pool_of, proxy_evaluator
+from normact.launch.config import Config, in_worker, pool_of, proxy_evaluator, transfer_evaluator
 from normact.launch.progress import trainings_progress
 from normact.launch.setting import Setting
+from normact.launch.standings import depends_on
 from normact.search.evaluate import Evaluator
 from normact.search.ledger import Ledger
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome, mean_skill
 from normact.search.pool import Job
 from normact.search.proxy import SLACK, ProxyRow, proxy_rows, recommend
+from normact.search.training import Recipe
 from normact.search.trainings import Trainings, Wanted
 from normact.spaces.errors import InputError
 from normact.spaces.space import Space
@@ -54,6 +56,7 @@ class Plan:
         times: the long trainings have so many times the longest short one's steps.
         long_seeds: long trainings a layer.
         candidates: random ones that pass screening, beside the space's known layers.
+        transfer: whether the long trainings are on the networks and data of the rerank, not on those of the search.
         least: a layer whose long trainings have less skill than this counts as not trained, and is left out.
         slack: the cheapest score whose rank correlation is within this of the best is recommended.
     """
@@ -63,6 +66,7 @@ class Plan:
     times: int = 10
     long_seeds: int = 2
     candidates: int = 50
+    transfer: bool = False
     least: float = 0.2
     slack: float = SLACK
 
@@ -88,6 +92,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--times", type=int, default=plan.times, help="so much longer are the long ones (%(default)s)")
     parser.add_argument("--long-seeds", type=int, default=plan.long_seeds, help="long trainings a layer (%(default)s)")
     parser.add_argument("--candidates", type=int, default=plan.candidates, help="random layers (%(default)s)")
+    parser.add_argument("--transfer", action="store_true", help="long trainings on the networks and data of the rerank")
     parser.add_argument("--slack", type=float, default=plan.slack, help="of rank correlation (%(default)s)")
 
 
@@ -107,6 +112,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         times=options.times,
         long_seeds=options.long_seeds,
         candidates=options.candidates,
+        transfer=options.transfer,
         slack=options.slack,
     )
 
@@ -120,40 +126,69 @@ def proxy(setting: Setting, config: Config, plan: Plan) -> int:
     config["objective"] = {**objectives, **{name: part for name, part in SCORES.items() if name not in objectives}}
     folder = Path(config["run_dir"])
     evaluator = checked_evaluator(setting, config)
-    truth = evaluator.task.objective(config["rerank"]["objective"])
+    judging = transfer_evaluator if plan.transfer else proxy_evaluator
+    judge = judging(config).task
+    truth = judge.objective(config["rerank"]["objective"])
+    long, seeds = plan.times * max(plan.steps), range(FIRST_LONG_SEED, FIRST_LONG_SEED + plan.long_seeds)
     with _ledger(folder, config, plan) as ledger:
         layers = _layers(config["seed"], evaluator, plan.candidates, ledger)
         try:
-            with closing(pool_of(config, in_worker(proxy_evaluator, config), setting.module_paths)) as pool:
-                depends = {part: config[part] for part in ("data", "objective", "space", "task", "anchor", "recipe")}
-                trainings = Trainings(depends, ledger, pool, config["limits"]["train_seconds"])
-                skills, true = _trained(setting.console, trainings, evaluator, layers, plan, truth)
+            with _trainings(setting, config, ledger, proxy_evaluator) as trainings:
+                task = evaluator.task
+                wanted = [_wanted(layers, task.recipe, steps, range(plan.seeds)) for steps in plan.steps]
+                short = _outcomes(setting.console, trainings, wanted)
+            with _trainings(setting, config, ledger, judging) as trainings:
+                [last] = _outcomes(setting.console, trainings, [_wanted(layers, judge.recipe, long, seeds)])
         except KeyboardInterrupt:
             setting.say("stopped; what was trained is recorded. Go on with the same command")
             return 130
+    skills = {
+        (name, steps): _table(outcomes, objective, plan.seeds)
+        for steps, outcomes in zip(plan.steps, short, strict=True)
+        for name, objective in task.objectives.items()
+        if task.measures[name].quality
+    }
+    true = _table(last, truth, plan.long_seeds).mean(1)
+    _conclude(setting, folder, plan, truth.name, list(judge.anchors), skills, true)
+    return 0
+
+
+def _conclude(
+    setting: Setting,
+    folder: Path,
+    plan: Plan,
+    truth: str,
+    anchors: Sequence[str],
+    skills: Mapping[tuple[str, int], np.ndarray],
+    true: np.ndarray,
+) -> None:
+    """Write and print what the skills say: (layers, seeds) by score and steps, and those of long trainings, (layers,).
+
+    Raises:
+        InputError: too few layers were trained.
+    """
     kept = np.isfinite(true) & (true >= plan.least)
     for values in skills.values():
         kept &= np.isfinite(values).all(1)
     if kept.sum() < LEAST_LAYERS:
         raise InputError(
-            f"only {kept.sum()} of {len(layers)} layers were trained to a skill of {plan.least:g}, and {LEAST_LAYERS} "
+            f"only {kept.sum()} of {len(true)} layers were trained to a skill of {plan.least:g}, and {LEAST_LAYERS} "
             "are needed; give longer --steps, or more --candidates"
         )
     rows = proxy_rows({key: values[kept] for key, values in skills.items()}, true[kept])
     chosen = recommend(rows, plan.slack)
-    data = {"plan": asdict(plan), "truth": truth.name, "layers": int(kept.sum()), "of": len(layers)}
+    data = {"plan": asdict(plan), "truth": truth, "anchors": list(anchors), "layers": int(kept.sum()), "of": len(true)}
     data |= {"rows": [asdict(row) for row in rows], "recommended": asdict(chosen)}
     (folder / RESULT).write_text(json.dumps(data, indent=1) + "\n")
     print_rows(setting.console, rows, chosen)
     setting.say(
-        f"{kept.sum()} of {len(layers)} layers count; the others did not train. Long trainings: "
-        f"{plan.times * max(plan.steps)} steps, {plan.long_seeds} other seeds, by {truth.name}."
+        f"{kept.sum()} of {len(true)} layers count; the others did not train. Long trainings: "
+        f"{plan.times * max(plan.steps)} steps, {plan.long_seeds} other seeds, by {truth}, on {', '.join(anchors)}."
     )
     setting.say(
         f"Recommended: objective=[{chosen.score},...] recipe.steps={chosen.steps} with {chosen.seeds} seed(s): rank "
         f"correlation {chosen.correlation:.3f} ({chosen.low:.3f} to {chosen.high:.3f}) in the better half"
     )
-    return 0
 
 
 def _ledger(folder: Path, config: Config, plan: Plan) -> Ledger:
@@ -179,8 +214,9 @@ def _study(asked: Config) -> Config:
     stands in them.
     """
     left_out = {"config": ("run_dir", "pool", "input"), "plan": ("slack", "least")}
+    asked = {"config": asked.get("config", {}), "plan": {"transfer": False, **asked.get("plan", {})}}
     return {
-        part: {name: value for name, value in asked.get(part, {}).items() if name not in names}
+        part: {name: value for name, value in asked[part].items() if name not in names}
         for part, names in left_out.items()
     }
 
@@ -227,35 +263,28 @@ def _screened(evaluator: Evaluator, data: Any, seed: int) -> Outcome:
     return evaluator(Job(0, "screen", ((0, data),), seed))[0]
 
 
-def _trained(
-    console: Console,
-    trainings: Trainings,
-    evaluator: Evaluator,
-    layers: Sequence[tuple[str, Any]],
-    plan: Plan,
-    truth: Objective,
-) -> tuple[dict[tuple[str, int], np.ndarray], np.ndarray]:
-    """Skills of short trainings, (layers, seeds) by objective and steps; and of long ones, (layers,)."""
-    recipe = evaluator.task.recipe
-    long = plan.times * max(plan.steps)
+@contextmanager
+def _trainings(
+    setting: Setting, config: Config, ledger: Ledger, build: Callable[[Config], Evaluator]
+) -> Iterator[Trainings]:
+    """Trainings by workers with such an evaluator."""
+    parts = ("data", "objective", "space", "task", "anchor", "recipe")
+    depends = depends_on(config) if build is transfer_evaluator else {part: config[part] for part in parts}
+    with closing(pool_of(config, in_worker(build, config), setting.module_paths)) as pool:
+        yield Trainings(depends, ledger, pool, config["limits"]["train_seconds"])
 
-    def wanted(steps: int, seeds: Sequence[int]) -> list[Wanted]:
-        changes = {"steps": steps, "warmup": min(steps - 1, round(recipe.warmup * steps / recipe.steps))}
-        return [Wanted(n, name, data, seed, changes) for n, (name, data) in enumerate(layers) for seed in seeds]
 
-    short_seeds = range(plan.seeds)
-    parts = [wanted(steps, short_seeds) for steps in plan.steps]
-    parts.append(wanted(long, range(FIRST_LONG_SEED, FIRST_LONG_SEED + plan.long_seeds)))
+def _wanted(layers: Sequence[tuple[str, Any]], recipe: Recipe, steps: int, seeds: Sequence[int]) -> list[Wanted]:
+    """Trainings of all layers under all seeds, of so many steps; the warm-up grows with them."""
+    changes = {"steps": steps, "warmup": min(steps - 1, round(recipe.warmup * steps / recipe.steps))}
+    return [Wanted(n, name, data, seed, changes) for n, (name, data) in enumerate(layers) for seed in seeds]
+
+
+def _outcomes(console: Console, trainings: Trainings, parts: Sequence[list[Wanted]]) -> list[list[Outcome]]:
+    """The outcomes of what is wanted, in the same parts."""
     with trainings_progress(console, "proxy") as on_progress:
         outcomes = iter(trainings.run([want for part in parts for want in part], on_progress))
-    tables = [list(itertools.islice(outcomes, len(part))) for part in parts]
-    skills = {
-        (name, steps): _table(table, objective, plan.seeds)
-        for steps, table in zip(plan.steps, tables, strict=False)
-        for name, objective in evaluator.task.objectives.items()
-        if evaluator.task.measures[name].quality
-    }
-    return skills, _table(tables[-1], truth, plan.long_seeds).mean(1)
+    return [list(itertools.islice(outcomes, len(part))) for part in parts]
 
 
 def _table(outcomes: Sequence[Outcome], objective: Objective, seeds: int) -> np.ndarray:

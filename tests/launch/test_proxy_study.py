@@ -3,7 +3,9 @@ import json
 import pytest
 
 from normact.launch.main import main
+from normact.launch.proxy_study import FIRST_LONG_SEED
 from normact.search.ledger import Ledger
+from normact.search.objective import Score
 from tests.launch.conftest import TINY
 
 PLAN = ["--steps", "4,8", "--seeds", "2", "--times", "2", "--long-seeds", "1", "--candidates", "4"]
@@ -44,6 +46,23 @@ def test_a_study_trains_all_prints_a_table_and_goes_on_without_repeating(tmp_pat
     chosen = json.loads((tmp_path / "run/proxy.json").read_text())["recommended"]
     assert (chosen["steps"], chosen["seeds"]) == (4, 1), "with so much slack the cheapest is enough"
     assert trainings() == (data["of"] * 5, 0)
+
+
+def test_long_trainings_may_be_on_the_networks_and_data_of_the_rerank(tmp_path, capsys):
+    elsewhere = ["anchor@rerank.anchor=[mlp]"]
+    assert proxy("--transfer", *elsewhere) == 0, capsys.readouterr().err
+    assert "other seeds, by accuracy, on mlp." in capsys.readouterr().out
+    data = json.loads((tmp_path / "run/proxy.json").read_text())
+    assert trainings() == (data["of"] * (2 * 2 + 1), 0)
+    with Ledger("run/ledger.sqlite", write=False) as ledger:
+        anchors = {
+            (event.data["seed"] >= FIRST_LONG_SEED, Score(*score).anchor)
+            for event in ledger.events("reranked")
+            for score in event.data["outcome"]["scores"]
+        }
+    assert anchors == {(False, "preact_resnet"), (True, "mlp")}
+    assert proxy(*elsewhere) == 2
+    assert "is not this study" in capsys.readouterr().err
 
 
 def test_another_study_in_the_same_folder_is_refused(tmp_path, capsys):
