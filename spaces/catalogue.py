@@ -47,6 +47,7 @@ _BATCH = "Ioffe and Szegedy, Batch Normalization, arXiv 1502.03167"
 _GROUP = "Wu and He, Group Normalization, arXiv 1803.08494"
 _PRELU = "add(max({y}, zero), neg(mul(s0.25, max(neg({y}), zero))))"
 _CRRELU = "add(max({y}, zero), mul(s0.01, mul({y}, exp(neg(div(square({y}), add({one}, {one})))))))"
+_FOUND = "add(max({y}, zero), mul(s0.01, mul({y}, exp(layer_std(max({y}, zero))))))"
 
 CATALOGUE: dict[str, NamedLayer] = {
     layer.name: layer
@@ -80,6 +81,12 @@ CATALOGUE: dict[str, NamedLayer] = {
             "bn_crrelu",
             _CRRELU.format(y=_BN, one=_ONE),
             "CRReLU, arXiv 2405.12954: max(0, y) + eps y exp(-y^2 / 2), eps trainable from 0.01; after BN",
+        ),
+        NamedLayer(
+            "normact_b0",
+            _FOUND.format(y=_BN),
+            "found by a search of ours, from bn_crrelu: max(0, y) + s y exp(std of max(0, y) over the example), s "
+            "trainable from 0.01, after BN; README, What it finds",
         ),
     )
 }

@@ -52,9 +52,13 @@ OURS = {
     "nsga2": ["controller=nsga2"],
 }
 VARIANTS = {
-    f"{name}_{setting}_{value}": [f"controller={name}", f"controller.{setting}={value}"]
+    f"{name}_{variant}": [f"controller={name}", *(f"controller.{setting}" for setting in settings)]
     for name in ("tpe", "nsga2")
-    for setting, value in (("rejected", "fail"), ("rejected", "constraint"), ("window", 100))
+    for variant, settings in {
+        "rejected_fail": ["rejected=fail"],
+        "rejected_constraint": ["rejected=constraint"],
+        "rejected_fail_window_100": ["rejected=fail", "window=100"],
+    }.items()
 }
 DIRECT: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "optuna_random": lambda seed: optuna.samplers.RandomSampler(seed),

@@ -107,6 +107,18 @@ def group_norm(act):
     return nn.Sequential(nn.GroupNorm(GROUPS, C, EPS), act)
 
 
+class Found(nn.Module):
+    """max(0, y) + s y exp(sigma), sigma the deviation of max(0, y) over each example."""
+
+    def __init__(self):
+        super().__init__()
+        self.s = nn.Parameter(torch.tensor([0.01]))
+
+    def forward(self, y):
+        sigma = (y.relu().var((1, 2, 3), unbiased=False, keepdim=True) + EPS).sqrt()
+        return y.relu() + self.s * y * sigma.exp()
+
+
 BY_FORMULA = {
     "bn_relu": lambda: batch_norm(nn.ReLU()),
     "bn_prelu": lambda: batch_norm(nn.PReLU()),
@@ -116,6 +128,7 @@ BY_FORMULA = {
     "ln_gelu": lambda: TokenNorm(nn.GELU()),
     "frn_tlu": Frn,
     "bn_crrelu": lambda: batch_norm(Crrelu()),
+    "normact_b0": lambda: batch_norm(Found()),
     **{f"evonorm_{kind}": (lambda kind=kind: EvoNorm(kind)) for kind in ("b0", "b1", "b2", "s0", "s1", "s2")},
 }
 
@@ -133,7 +146,7 @@ NAMES = {
     "v1": ("0.weight", "norm.weight", "gamma", "v"),
     "v0": ("0.bias", "norm.bias", "beta"),
     "v0_2": ("tau",),
-    "s0p01": ("1.eps",),
+    "s0p01": ("1.eps", "1.s"),
     "s0p25": ("1.weight",),
     "weight": ("gamma", "weight"),
     "bias": ("beta", "bias"),
@@ -257,7 +270,7 @@ def test_parameter_counts_are_those_of_the_formula(name):
     ours, theirs = ours_for(name), BY_FORMULA[name]()
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     expected = {"frn_tlu": 3 * C, "evonorm_b0": 3 * C, "evonorm_s0": 3 * C}
-    expected |= {"bn_crrelu": 2 * C + 1, "bn_prelu": 2 * C + 1}
+    expected |= {"bn_crrelu": 2 * C + 1, "bn_prelu": 2 * C + 1, "normact_b0": 2 * C + 1}
     assert sum(p.numel() for p in ours.parameters()) == expected.get(name, 2 * C)
 
 
@@ -305,4 +318,4 @@ def test_names_and_expressions_are_both_read():
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_layer_says_where_its_formula_is_from(name):
     assert CATALOGUE[name].name == name
-    assert "arXiv" in CATALOGUE[name].source
+    assert ("found by a search of ours" if name.startswith("normact") else "arXiv") in CATALOGUE[name].source

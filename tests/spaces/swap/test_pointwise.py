@@ -24,6 +24,7 @@ BY_HAND = {  # with every mean 0 and every root 1, at the initial parameters
     "evonorm_s1": F.silu,
     "evonorm_s2": F.silu,
     "bn_crrelu": lambda x: F.relu(x) + 0.01 * x * torch.exp(-(x**2) / 2),
+    "normact_b0": lambda x: F.relu(x) + 0.01 * x * torch.exp(torch.tensor(1.0)),
 }
 
 
