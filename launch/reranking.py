@@ -31,12 +31,18 @@ def check_rerank(setting: Setting, config: Config, space: Space) -> None:
     """Check the rerank's part of a config before hours are spent on the search, and say where it can show nothing.
 
     Raises:
-        InputError: no baseline or an unknown one, an objective that a test split does not have, anchors that the
-            space cannot fill or that do not suit the data, or held-out data that are the search's.
+        InputError: no baseline or an unknown one, a long list shorter than the finalists, an objective that a test
+            split does not have, anchors that the space cannot fill or that do not suit the data, or held-out data that
+            are the search's.
     """
     if not finalists_in(config):
         return
     _check_baselines(config, space)
+    if 0 < longlist_in(config) < finalists_in(config):
+        raise InputError(
+            f"rerank.longlist={longlist_in(config)} is shorter than rerank.finalists={finalists_in(config)}: give more "
+            "to choose from, or 0 to choose none"
+        )
     if config["rerank"].get("data") == config["data"]:
         name = config["data"]["_target_"].rpartition(".")[2]
         raise InputError(

@@ -140,6 +140,7 @@ def test_a_part_of_their_own_that_is_broken(normact, person, tmp_path, group, te
         (["rerank.seeds=1"], "rerank.seeds must be a whole number of at least 2, got '1'"),
         (["rerank.finalists=-1"], "rerank.finalists must be a whole number of at least 0"),
         (["rerank.finalists=1", "rerank.baselines=[]"], "rerank.baselines"),
+        (["rerank.finalists=3", "rerank.longlist=2"], "rerank.longlist=2 is shorter than rerank.finalists=3"),
         (["pool=ray", "pool.gpus_per_worker=0.5"], "task.device=cpu trains without"),
         (["~data"], "data"),
     ],
