@@ -114,7 +114,7 @@ def searches() -> dict[tuple[str, int], Run]:
     """What each controller came to under each seed."""
     kept = {(row["name"], row["seed"]): Run(**row["run"]) for row in read(RUNS)}
     jobs = [(name, seed) for seed in range(SEEDS) for name in NAMES if (name, seed) not in kept]
-    for row in recorded(RUNS, jobs, _record, _nothing, "searches"):
+    for row in recorded(RUNS, jobs, _record, None, "searches"):
         kept[row["name"], row["seed"]] = Run(**row["run"])
     return kept
 
@@ -122,10 +122,6 @@ def searches() -> dict[tuple[str, int], Run]:
 def _record(job: tuple[str, int]) -> Record:
     name, seed = job
     return {"name": name, "seed": seed, "run": asdict(searched(name, seed))}
-
-
-def _nothing() -> None:
-    """Nothing has to be made ready in a process."""
 
 
 # -- one search --------------------------------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ IMAGES, TOKENS = (16 * TIMES, 64, 56, 56), (64 * TIMES, 197, 192)
 ROUNDS = 15
 GROUPS = 32
 BOUNDS = {
-    "compiled_vs_bn_silu": (0, 1 if DEVICE == "cpu" else 1.05),
-    "eager_vs_timm": (0, 1 / 1.5 if DEVICE == "cpu" else 0.9),
+    "compiled_vs_bn_silu": (0, 1),
+    "eager_vs_timm": (0, 1 / 1.5),
     "memory_vs_timm": (0, 0.6),
     "checkpoint_memory_vs_timm": (0, 0.3),
 }

@@ -16,7 +16,7 @@ from normact.launch.config import Config, compose_config, space_of, task_of
 from normact.search.history import History
 from normact.search.objective import Objective
 from normact.search.outcome import Outcome, mean_skill
-from tests.benchmarks.studies import Study, interval
+from tests.benchmarks.studies import Study, counts, interval
 
 CONTROLLERS = ("evolution", "tpe", "random")
 SEEDS = 3
@@ -56,13 +56,10 @@ def figures(folder: Path, config: Config) -> dict[str, Any]:
     space, objective = space_of(config), task_of(config).objective()
     with run_folder.open_ledger(folder) as ledger:
         history = History(ledger)
-        outcomes = [outcome for outcome in history.outcomes.values() if outcome.same_as is None]
-        best = max((o for o in outcomes if o.accepted), key=lambda o: mean_skill(objective, o))
+        distinct = (outcome for outcome in history.outcomes.values() if outcome.same_as is None)
+        best = max((outcome for outcome in distinct if outcome.accepted), key=lambda o: mean_skill(objective, o))
         return {
-            "proposals": history.funnel.proposals,
-            "trained": sum(outcome.steps > 0 for outcome in outcomes),
-            "accepted": sum(outcome.accepted for outcome in outcomes),
-            "worker_seconds": round(sum(sum(o.seconds.values()) for o in outcomes), 1),
+            **counts(history),
             "best": space.describe(space.from_json(history.record(best.number).candidate)),
             "best_skill": round(mean_skill(objective, best), 4),
         }

@@ -45,7 +45,7 @@ def pack(folder: Path) -> None:
 
 
 def recorded(
-    path: Path, jobs: Sequence[Any], work: Callable[[Any], Record], initialise: Callable[[], None], label: str
+    path: Path, jobs: Sequence[Any], work: Callable[[Any], Record], initialise: Callable[[], None] | None, label: str
 ) -> Iterator[Record]:
     """Do jobs in processes of their own and append what each gives, in whatever order they end.
 
@@ -53,7 +53,7 @@ def recorded(
         path: of the JSON lines.
         jobs: arguments of `work`.
         work: makes a record; a function of a module.
-        initialise: called once in each process.
+        initialise: called once in each process; None for nothing.
         label: of what is counted, for lines of progress.
     """
     if not jobs:

@@ -161,6 +161,17 @@ def outcomes_of(folder: Path, space: Space[Any]) -> list[dict[str, Any]]:
         ]
 
 
+def counts(history: History) -> dict[str, float]:
+    """How much a search did: its proposals, and of the distinct ones, how many were trained, and what they took."""
+    outcomes = [outcome for outcome in history.outcomes.values() if outcome.same_as is None]
+    return {
+        "proposals": history.funnel.proposals,
+        "trained": sum(outcome.steps > 0 for outcome in outcomes),
+        "accepted": sum(outcome.accepted for outcome in outcomes),
+        "worker_seconds": round(sum(sum(outcome.seconds.values()) for outcome in outcomes), 1),
+    }
+
+
 def interval(values: Sequence[float]) -> list[float]:
     """95% interval of a mean, by Student's t."""
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))

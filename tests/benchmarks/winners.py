@@ -23,7 +23,7 @@ from normact.search.history import History
 from normact.search.ledger import Ledger
 from normact.search.objective import Objective
 from normact.search.outcome import mean_skill
-from tests.benchmarks.studies import RESULTS, Study
+from tests.benchmarks.studies import RESULTS, Study, counts
 
 STARTS = {
     "evonorm_b": ("bn_relu", "bn_silu", "bn_crrelu", "evonorm_b0"),
@@ -39,21 +39,18 @@ SEARCH = (
     "rerank.baselines=[bn_relu,bn_silu,bn_crrelu,gn_relu,gn_silu,evonorm_b0,evonorm_s0]",
 )
 GPU = (f"pool.gpus_per_worker={0.99 / WORKERS:.4f}", "task.device=cuda") if torch.cuda.is_available() else ()
-JUDGED_ON: dict[str, tuple[str, ...]] = {
-    "digits": (),
-    "Fashion-MNIST": ("data@rerank.data=fashion_mnist", "limits.train_seconds=1800", *GPU),
-}
-"""What a rerank is given, by what its data are called."""
+HELD_OUT = ("data@rerank.data=fashion_mnist", "limits.train_seconds=1800", f"pool.workers={WORKERS}", *GPU)
+"""Of the second rerank; the first, on digits, is that of the search."""
 
 
 def run() -> dict[str, Any]:
     study = Study("winners")
     found = {space: searched(study, space) for space in STARTS}
-    for data, overrides in JUDGED_ON.items():
-        for folder, config in found.values():
-            if data not in judged_on(folder, config):  # by another machine, perhaps on a GPU
-                judge(folder, overrides)
-                keep(folder)
+    for folder, config in found.values():
+        if not judged_elsewhere(folder, config):  # by another machine, perhaps on a GPU
+            if status := commands.rerank(Setting(Console(width=160)), folder, HELD_OUT, None):
+                raise SystemExit(status)
+            keep(folder)
     return {"workers": WORKERS, "spaces": {space: figures(*of) for space, of in found.items()}}
 
 
@@ -83,29 +80,18 @@ def keep(folder: Path) -> None:
     part.replace(packed(folder))
 
 
-def judged_on(folder: Path, config: Config) -> set[str]:
-    """The data that a run's finalists were judged on."""
+def judged_elsewhere(folder: Path, config: Config) -> bool:
+    """Whether a run's finalists were judged on the held-out data."""
     with run_folder.open_ledger(folder) as ledger:
-        return {standings.conditions.data for standings in standings_of(ledger, config)}
-
-
-def judge(folder: Path, overrides: tuple[str, ...]) -> None:
-    """The rerank of a run; what was trained is not trained again."""
-    workers = f"pool.workers={WORKERS}"
-    if status := commands.rerank(Setting(Console(width=160)), folder, [*overrides, workers], None):
-        raise SystemExit(status)
+        return any(standings.conditions.held_out for standings in standings_of(ledger, config))
 
 
 def figures(folder: Path, config: Config) -> dict[str, Any]:
     objective = task_of(config).objective()
     with run_folder.open_ledger(folder) as ledger:
         history = History(ledger)
-        outcomes = [outcome for outcome in history.outcomes.values() if outcome.same_as is None]
         return {
-            "proposals": history.funnel.proposals,
-            "trained": sum(outcome.steps > 0 for outcome in outcomes),
-            "accepted": sum(outcome.accepted for outcome in outcomes),
-            "worker_hours": round(sum(sum(outcome.seconds.values()) for outcome in outcomes) / 3600, 2),
+            **counts(history),
             "starts": starts(ledger, history, objective),
             "reranks": [standings.to_json() for standings in standings_of(ledger, config)],
         }
