@@ -17,7 +17,7 @@ from rich.table import Table
 
 from normact.launch import report, run_folder
 from normact.launch.commands import checked_evaluator
-from normact.launch.config import Config, in_worker, pool_of, proxy_evaluator, transfer_evaluator
+from normact.launch.config import Config, check_meets, in_worker, pool_of, proxy_evaluator, transfer_evaluator
 from normact.launch.progress import trainings_progress
 from normact.launch.setting import Setting
 from normact.launch.standings import depends_on
@@ -126,29 +126,32 @@ def proxy(setting: Setting, config: Config, plan: Plan) -> int:
     config["objective"] = {**objectives, **{name: part for name, part in SCORES.items() if name not in objectives}}
     folder = Path(config["run_dir"])
     evaluator = checked_evaluator(setting, config)
-    judging = transfer_evaluator if plan.transfer else proxy_evaluator
-    judge = judging(config).task
+    task = evaluator.task
+    judge = transfer_evaluator(config).task if plan.transfer else task
+    check_meets(judge, evaluator.space)
     truth = judge.objective(config["rerank"]["objective"])
     long, seeds = plan.times * max(plan.steps), range(FIRST_LONG_SEED, FIRST_LONG_SEED + plan.long_seeds)
     with _ledger(folder, config, plan) as ledger:
         layers = _layers(config["seed"], evaluator, plan.candidates, ledger)
+        last = _wanted(layers, judge.recipe, long, seeds)
         try:
             with _trainings(setting, config, ledger, proxy_evaluator) as trainings:
-                task = evaluator.task
-                wanted = [_wanted(layers, task.recipe, steps, range(plan.seeds)) for steps in plan.steps]
-                short = _outcomes(setting.console, trainings, wanted)
-            with _trainings(setting, config, ledger, judging) as trainings:
-                [last] = _outcomes(setting.console, trainings, [_wanted(layers, judge.recipe, long, seeds)])
+                short = [_wanted(layers, task.recipe, steps, range(plan.seeds)) for steps in plan.steps]
+                here = [] if plan.transfer else [last]
+                outcomes = _outcomes(setting.console, trainings, [*short, *here])
+            if plan.transfer:
+                with _trainings(setting, config, ledger, transfer_evaluator) as trainings:
+                    outcomes += _outcomes(setting.console, trainings, [last])
         except KeyboardInterrupt:
             setting.say("stopped; what was trained is recorded. Go on with the same command")
             return 130
     skills = {
-        (name, steps): _table(outcomes, objective, plan.seeds)
-        for steps, outcomes in zip(plan.steps, short, strict=True)
+        (name, steps): _table(part, objective, plan.seeds)
+        for steps, part in zip(plan.steps, outcomes[:-1], strict=True)
         for name, objective in task.objectives.items()
         if task.measures[name].quality
     }
-    true = _table(last, truth, plan.long_seeds).mean(1)
+    true = _table(outcomes[-1], truth, plan.long_seeds).mean(1)
     _conclude(setting, folder, plan, truth.name, list(judge.anchors), skills, true)
     return 0
 
