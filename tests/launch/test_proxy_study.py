@@ -49,9 +49,12 @@ def test_a_study_trains_all_prints_a_table_and_goes_on_without_repeating(tmp_pat
 
 
 def test_long_trainings_may_be_on_the_networks_and_data_of_the_rerank(tmp_path, capsys):
-    elsewhere = ["anchor@rerank.anchor=[mlp]"]
+    assert proxy("--transfer", "anchor@rerank.anchor=[mlp]") == 2
+    assert "anchor 'mlp' has a site of layout NC, but the space serves NCHW, NLC" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    elsewhere = ["anchor@rerank.anchor=[deep_resnet]", "rerank.anchor.deep_resnet.width=4"]
     assert proxy("--transfer", *elsewhere) == 0, capsys.readouterr().err
-    assert "other seeds, by accuracy, on mlp." in capsys.readouterr().out
+    assert "other seeds, by accuracy, on deep_resnet." in capsys.readouterr().out
     data = json.loads((tmp_path / "run/proxy.json").read_text())
     assert trainings() == (data["of"] * (2 * 2 + 1), 0)
     with Ledger("run/ledger.sqlite", write=False) as ledger:
@@ -60,7 +63,7 @@ def test_long_trainings_may_be_on_the_networks_and_data_of_the_rerank(tmp_path, 
             for event in ledger.events("reranked")
             for score in event.data["outcome"]["scores"]
         }
-    assert anchors == {(False, "preact_resnet"), (True, "mlp")}
+    assert anchors == {(False, "preact_resnet"), (True, "deep_resnet")}
     assert proxy(*elsewhere) == 2
     assert "is not this study" in capsys.readouterr().err
 
